@@ -7,8 +7,10 @@ nor a suspend moves a grace.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Optional
 
 
@@ -21,6 +23,13 @@ class Claim(str, Enum):
     UNAVAILABLE = "unavailable"  # down, slow, starting, refused, nonsense: never a no
 
 
+class Role(str, Enum):
+    """What an authority's yes is worth."""
+
+    OWNER = "owner"  # whoever created the container: its yes makes it managed
+    KEEPER = "keeper"  # runs it for an owner (containerd under Docker): its yes alone makes an engine-orphan
+
+
 class Verdict(str, Enum):
     """What orphand concludes about one container."""
 
@@ -30,6 +39,9 @@ class Verdict(str, Enum):
     UNDECIDED = "undecided"  # an authority was unavailable
     FOREIGN = "foreign"  # nested, rootless, another engine's
     EXEMPT = "exempt"  # a rule of the admin's
+
+
+SUSPECTS = frozenset({Verdict.PENDING, Verdict.ORPHAN})
 
 
 class Kind(str, Enum):
@@ -52,12 +64,12 @@ class Action(str, Enum):
 
 
 class Generation(str, Enum):
-    """Which shim it is; only RUNC_V1 and RUNC_V2 have signals that are known."""
+    """Which shim it is; OTHER's signals are not known, so it is reported and never signalled."""
 
     V1 = "v1"  # io.containerd.runtime.v1.linux, one per container
     RUNC_V1 = "runc-v1"  # containerd-shim-runc-v1, API v2
     RUNC_V2 = "runc-v2"  # containerd-shim-runc-v2, one per container or pod
-    OTHER = "other"  # kata, gVisor, wasm, firecracker, v0: reported, never signalled
+    OTHER = "other"  # kata, gVisor, wasm, firecracker, v0
 
 
 @dataclass(frozen=True, order=True)
@@ -83,6 +95,7 @@ class Shim:
     address: str  # its -address: containerd's socket, as written
     bundle: str  # its cwd, without " (deleted)"
     ppid: int
+    runtime_root: str = ""  # v1: its -runtime-root; "" where argv doesn't say
 
 
 @dataclass(frozen=True)
@@ -92,6 +105,8 @@ class Init:
     process: ProcessId
     container_id: str
     cgroup: str  # path below the hierarchy's root, ends with the container's id or scope
+    pid_namespace: int = 0  # its inode; 0 where it is the host's or can't be seen
+    leads: bool = False  # it is PID 1 of that namespace: everybody in there dies with it
 
 
 @dataclass(frozen=True)
@@ -103,16 +118,30 @@ class Sighting:
     address: str  # "" if nothing tells
     shim: Optional[Shim]
     inits: tuple[Init, ...]
-    seen_at: float
+    seen_at: float  # boot clock, before the first read of the look
     siblings: tuple[str, ...] = ()  # other ids that the same shim serves
     foreign: str = ""  # why it is not ours to judge; "" if it is
+    veto: str = ""  # why it must not be signalled although it may be judged; "" if nothing
+    metadata: str = ""  # Docker's metadata of it that is still there; "" if none: a veto, unless Docker disowns it
+    owns_socket: Optional[bool] = None  # of two shims for one id: does it hold the live socket? None: not looked
 
-    @property
+    @cached_property
     def key(self) -> tuple[str, ...]:
         """The same container in two looks: id, shim and inits, each with its start time."""
         shim = f"{self.shim.process.pid}:{self.shim.process.start}" if self.shim else ""
         inits = (f"{i.process.pid}:{i.process.start}" for i in self.inits)
         return (self.address, self.namespace, self.container_id, shim, *sorted(inits))
+
+    @property
+    def name(self) -> tuple[str, str, str]:
+        """What an authority is asked for: the same for two shims that claim one id."""
+        return (self.address, self.namespace, self.container_id)
+
+    @property
+    def processes(self) -> tuple[ProcessId, ...]:
+        """Every process that the sighting names, the shim first."""
+        shim = (self.shim.process,) if self.shim else ()
+        return (*shim, *(i.process for i in self.inits))
 
 
 @dataclass(frozen=True)
@@ -124,6 +153,8 @@ class Testimony:
     asked_at: float  # before the question was sent
     detail: str = ""
     veto: str = ""  # metadata that shows an owner who may come back: at most alert
+    role: Role = Role.OWNER
+    pid: int = 0  # the init's pid in the authority's own record; 0 if it names none
 
 
 @dataclass(frozen=True)
@@ -134,7 +165,7 @@ class Judgement:
     reason: str
     kind: Optional[Kind] = None
     since: Optional[float] = None  # of the first look that found it orphaned
-    veto: str = ""
+    veto: str = ""  # why it must not be killed although it is an orphan
 
 
 @dataclass(frozen=True)
@@ -147,6 +178,9 @@ class Identity:
     pod_namespace: str = ""
     hostname: str = ""
     command: str = ""
+    started: str = ""  # wall clock, ISO 8601, of the init or else the shim
+    ports: tuple[str, ...] = ()
+    mounts: tuple[str, ...] = ()  # destinations with their sources
 
 
 @dataclass(frozen=True)
@@ -165,3 +199,24 @@ class Decision:
 
     action: Action
     reason: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an end came to."""
+
+    ended: bool  # a second look proved that no process of it is left
+    refused: str = ""  # why nothing was sent; "" if something was
+    steps: tuple[str, ...] = ()  # what was done, in order
+    left: tuple[str, ...] = ()  # what remains, and what to do by hand
+
+
+@dataclass(frozen=True)
+class Survey:
+    """One whole look at the node."""
+
+    cases: tuple[Case, ...]
+    seen_at: float
+    complete: bool = True  # a full sweep, not only the children of PID 1 and the engines
+    blind: tuple[str, ...] = ()  # what could not be seen, and why (not root, an engine that is silent)
+    fields: Mapping[str, str] = field(default_factory=dict)

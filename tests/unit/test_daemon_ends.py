@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When the daemon begins an end, and when it goes on with one. With real engines: tests/engine/test_daemon.py."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Optional
+
+import pytest
+
+from orphand import proc
+from orphand.daemon import Daemon
+from orphand.estate import Estate
+from orphand.model import Action, Case, Init, Judgement, Kind, Outcome, ProcessId, Sighting, Verdict
+from orphand.policy import Budget
+from orphand.report.story import Story
+from orphand.report.topics import Topic
+from orphand.settings import Match, Policy, Rule, Settings, Window
+from orphand.state import Hold, State, write_hold
+
+ID = "4f" * 32
+KILL = Policy(action=Action.KILL)
+ESTATE = Estate(ID, "moby", "/c.sock", Kind.LEAKED_SHIM, "b", inits=(ProcessId(4000000, 5),))
+
+
+class NoEngines:
+    def data_roots(self) -> tuple[str, ...]:
+        return ()
+
+
+class StandIn:
+    """For the reaper, which has tests of its own: what it comes to is given."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self.ends = 0
+
+    async def end(self, case: Case, again: Any, denied: Any) -> Outcome:
+        self.ends += 1
+        return self.outcome
+
+
+class NoAlerts:
+    sent: frozenset[str] = frozenset()
+
+    def send(self, *_: Any) -> None:
+        """Nobody is told."""
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Daemon:
+    def report(topic: Topic, message: str, case: Optional[Case] = None, **fields: str) -> None:
+        """Nothing is written."""
+
+    made = Daemon(report, runtime_dir=tmp_path / "run", state_dir=tmp_path / "lib")
+    made._settings = Settings(policy=KILL)
+    made._state = State("b")
+    made._bench = NoEngines()  # type: ignore[assignment]
+    made._alerts = NoAlerts()  # type: ignore[assignment]
+    made._story = Story(report)
+    return made
+
+
+def orphan() -> Case:
+    sighting = Sighting(ID, "moby", "/c.sock", None, (Init(ProcessId(4000000, 5), ID, f"/docker/{ID}"),), 0.0)
+    return Case(sighting, (), Judgement(Verdict.ORPHAN, "because", Kind.SHIMLESS))
+
+
+def end(daemon: Daemon, outcome: Outcome, seen: Optional[Case] = None) -> int:
+    """How many ends the reaper was told to begin."""
+    reaper = StandIn(outcome)
+    daemon._reaper = reaper  # type: ignore[assignment]
+    case = orphan()
+    daemon._cases = {case.sighting.key: seen or case}
+    asyncio.run(daemon._end_locked(case))
+    return reaper.ends
+
+
+def test_an_end_that_was_begun_is_counted(daemon: Daemon) -> None:
+    assert end(daemon, Outcome(True)) == 1
+    assert daemon._state.budget.left(proc.now(), 10) == 9
+
+
+def test_one_that_is_refused_spends_nothing(daemon: Daemon) -> None:
+    """Else one that is refused after each grace would spend what is meant for all."""
+    assert end(daemon, Outcome(False, refused="it is managed now")) == 1
+    assert daemon._state.budget.left(proc.now(), 10) == 10
+
+
+def test_one_that_stopped_half_way_is_gone_on_with_later(daemon: Daemon) -> None:
+    daemon._state = State("b", ends={ESTATE.name: ESTATE.to_json()})  # as the reaper leaves it
+    assert end(daemon, Outcome(False, left=("stopped: no answer from docker",))) == 1
+    assert daemon._half_done == {ESTATE.name: "stopped: no answer from docker"}
+    assert daemon._state.budget.left(proc.now(), 10) == 9
+
+
+@pytest.mark.parametrize(
+    "verdict", [Verdict.MANAGED, Verdict.UNDECIDED, Verdict.EXEMPT, Verdict.PENDING, Verdict.FOREIGN]
+)
+def test_what_waited_for_its_turn_is_what_the_last_look_says(daemon: Daemon, verdict: Verdict) -> None:
+    later = replace(orphan(), judgement=Judgement(verdict, "now", Kind.SHIMLESS))
+    assert end(daemon, Outcome(True), later) == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"_hold_words": "kills are on hold"},
+        {"_state": State("b", tripped="7 of 9")},
+        {"_state": State("b", Budget(closed_until=float("inf")))},
+        {"_settings": Settings(policy=Policy(action=Action.ALERT))},
+        {"_settings": Settings(policy=replace(KILL, windows=(Window(frozenset(), 0, 1),)))},
+    ],
+    ids=["hold", "breaker", "budget", "policy", "window"],
+)
+def test_what_stops_kills_stops_one_that_waited_for_its_turn(daemon: Daemon, change: dict[str, Any]) -> None:
+    for name, value in change.items():
+        setattr(daemon, name, value)
+    assert end(daemon, Outcome(True)) == 0
+
+
+def test_a_state_that_cant_be_saved_stops_it(daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file where the directory should be")
+    assert end(daemon, Outcome(True)) == 0
+
+
+# ---- after a crash
+
+
+@pytest.mark.parametrize(
+    ("rules", "tripped", "why"),
+    [
+        (KILL, "", ""),
+        (replace(KILL, windows=(Window(frozenset(), 0, 1),)), "", ""),  # windows are for beginnings
+        (Policy(rules=(Rule(Match(namespace="moby"), Action.KILL),)), "", ""),
+        (Policy(), "", "log: default policy"),
+        (replace(KILL, rules=(Rule(Match(kind=Kind.LEAKED_SHIM), Action.ALERT),)), "", "alert: policy rule 1"),
+        (Policy(rules=(Rule(Match(namespace="default"), Action.KILL),)), "", "log: default policy"),
+        (replace(KILL, exempt=(Match(container_id="4f4f*"),)), "", "exempt rule 1"),
+        (replace(KILL, exempt=(Match(image="agent*"),)), "", "alert: default policy says kill, but exempt rule 1 may"),
+        (KILL, "7 of 9 look orphaned", "alert: default policy says kill, but 7 of 9 look orphaned"),
+    ],
+)
+def test_what_would_not_be_begun_today_is_not_gone_on_with(
+    daemon: Daemon, rules: Policy, tripped: str, why: str
+) -> None:
+    daemon._settings = Settings(policy=rules)
+    daemon._state = State("b", tripped=tripped)
+    assert daemon._unwanted(ESTATE).startswith(why)
+    assert bool(daemon._unwanted(ESTATE)) is bool(why)
+
+
+def test_a_hold_stops_an_end_that_has_begun(daemon: Daemon, tmp_path: Path) -> None:
+    write_hold(Hold("upgrade"), tmp_path / "lib")
+    assert "upgrade" in asyncio.run(daemon._denied(ESTATE))
+
+
+def test_a_policy_that_does_not_kill_any_more_stops_it_too(daemon: Daemon) -> None:
+    daemon._settings = Settings(policy=Policy())
+    assert asyncio.run(daemon._denied(ESTATE)) == "the policy does not kill any more"

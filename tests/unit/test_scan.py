@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a look passes on from the looker to the judge, on a node that is written down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Optional
+
+import pytest
+
+from orphand.model import Claim, Identity, Sighting, Testimony, Verdict
+from orphand.scan import Scanner
+from orphand.sightings import Looker
+from tests.fakeproc import FakeNode
+
+A, B, C = "a" * 64, "b" * 64, "c" * 64
+
+
+class Witness:
+    """A bench that knows some ids and denies the rest."""
+
+    def __init__(self, *known: str) -> None:
+        self.known = known
+
+    def hear(
+        self, sightings: Sequence[Sighting], everybody: bool = False, quiet_since: Optional[float] = None
+    ) -> dict[tuple[str, ...], tuple[Testimony, ...]]:
+        claims = {s.key: Claim.KNOWN if s.container_id in self.known else Claim.UNKNOWN for s in sightings}
+        return {key: (Testimony("docker", claim, float("inf")),) for key, claim in claims.items()}
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> FakeNode:
+    return FakeNode(tmp_path)
+
+
+def scanner(node: FakeNode, *known: str) -> Scanner:
+    return Scanner(Looker(node.proc, node.disk), Witness(*known), lambda s: Identity())  # type: ignore[arg-type]
+
+
+def shared_pid_namespace(node: FakeNode) -> None:
+    """A, and B that was started with --pid=container:A."""
+    node.v2_shim(50, A)
+    node.init(51, 50, A, pidns=900)
+    node.v2_shim(60, B)
+    node.init(61, 60, B, pidns=900, nspids=[61, 9])
+    node.record("/run/docker/runtime-runc", "moby", B, 61)
+
+
+def test_who_shares_an_orphans_pid_namespace_is_a_veto_in_each_look(node: FakeNode) -> None:
+    shared_pid_namespace(node)
+    eyes = scanner(node, B)
+    orphan, managed = sorted(eyes.look().cases, key=lambda c: c.sighting.container_id)
+    assert (orphan.judgement.verdict, managed.judgement.verdict) == (Verdict.PENDING, Verdict.MANAGED)
+    assert orphan.judgement.veto == f"container {B[:12]} lives in its pid namespace and would die with it"
+    again = eyes.again(orphan)
+    assert again is not None
+    assert again.judgement.veto == orphan.judgement.veto
+
+
+def test_an_orphan_in_a_managed_ones_pid_namespace_can_end(node: FakeNode) -> None:
+    shared_pid_namespace(node)
+    orphan = next(c for c in scanner(node, A).look().cases if c.sighting.container_id == B)
+    assert (orphan.judgement.verdict, orphan.judgement.veto) == (Verdict.PENDING, "")
+
+
+def test_a_member_that_came_since_is_one_of_what_a_suspects_shim_serves(node: FakeNode) -> None:
+    """A look by part reads again only what changed; a suspect is read anew, so that nobody is overlooked."""
+    node.v2_shim(50, A, namespace="pods")
+    node.init(51, 50, A)
+    eyes = scanner(node, B)
+    assert [c.sighting.siblings for c in eyes.look(full=True).cases] == [()]
+    node.init(52, 50, B)  # without a bundle that names the shim's socket
+    assert [c.sighting.siblings for c in eyes.look().cases if c.sighting.container_id == A] == [(B,)]

@@ -154,15 +154,14 @@ def strangers(known: set[str]) -> dict[str, str]:
 
 def residue(known: set[str]) -> list[str]:
     """Everything of any container but those in `known` (ids, and names in k8s.io) that is on the host."""
+    of = contained()
     found = [f"shim {pid} of {n}/{i}" for pid, (n, i) in shims().items() if i not in known]
-    found += [
-        f"process {pid} of {i}: {' '.join(argv_of(pid))[:60]}" for pid, i in contained().items() if i not in known
-    ]
+    found += [f"process {pid} of {i}: {' '.join(argv_of(pid))[:60]}" for pid, i in of.items() if i not in known]
     found += [f"docker-proxy {pid}" for pid in pids() if argv_of(pid)[:1] == ["/usr/sbin/docker-proxy"]]
     found += [
         f"runc {pid}: {' '.join(argv_of(pid))[:80]}"
         for pid in pids()
-        if argv_of(pid)[:1] in (["runc"], ["/usr/sbin/runc"])
+        if argv_of(pid)[:1] in (["runc"], ["/usr/sbin/runc"]) and of.get(pid) not in known
     ]
     found += [f"cgroup {path}" for path in cgroups() if _id_in(path.name) not in known]
     for runtime in RUNTIMES:

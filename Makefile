@@ -110,7 +110,8 @@ repo: deb rpm         ## both packages, signed, into the testing channel of REPO
 
 test-host: setup      ## the DEB on a booted host: SUITE=bullseye, bookworm, trixie or sid; CGROUP=v1 for the old ones
 	@$(call apt,$(BUILD_PACKAGES) $(REPO_PACKAGES))
-	$(call timed,$@ $(SUITE),tests/host/mkhost $(SUITE) >/dev/null; SUITE=$(SUITE) CGROUP=$(CGROUP) $(PYTHON) -m pytest -q tests/host/test_host.py)
+	$(call timed,$@ $(SUITE),tests/host/mkhost $(SUITE) >/dev/null; \
+	  export SUITE=$(SUITE) CGROUP=$(CGROUP); $(call tested,tests/host/test_host.py))
 
 test-packages: setup  ## lint, reproducibility, signatures, dnf and Ansible
 	@$(call apt,$(BUILD_PACKAGES) $(REPO_PACKAGES) $(CHECK_PACKAGES))

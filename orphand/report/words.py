@@ -160,16 +160,6 @@ def breaker_reset() -> str:
     return "breaker closed: its cause is gone; orphans are ended again as the policy says"
 
 
-def source_lost(source: str, why: str) -> str:
-    """Events or the journal are gone; looks go on by the timer."""
-    return f"{masked(source)} lost ({masked(why, REASON_LIMIT)}): looks go on by the timer; trying again"
-
-
-def source_back(source: str) -> str:
-    """They are there again."""
-    return f"{masked(source)} is back"
-
-
 def policy_line(settings: Settings) -> str:
     """The policy in a few words, for the records of start and reload."""
     policy = settings.policy

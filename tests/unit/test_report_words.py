@@ -180,8 +180,6 @@ def everything(of: Case) -> list[str]:
         words.cleared(of, EVIL),
         words.undecided(of, 3),
         words.breaker_tripped(EVIL),
-        words.source_lost(EVIL, EVIL),
-        words.source_back(EVIL),
         words.resumed_end(EVIL, outcome),
         words.resumed_end(EVIL, replace(outcome, refused="")),
         words.ended_by_hand(of, outcome),

@@ -72,10 +72,12 @@ class Scanner:
         """The cases of some of what was `seen`."""
         heard = self._bench.hear(sightings, everybody, quiet_since)
         judgements = _judge(sightings, heard, seen)
-        sightings = self._seen_again(sightings, judgements)
+        if any(j.verdict in SUSPECTS for j in judgements):
+            sightings = self._seen_again(sightings, judgements)
+            judgements = _judge(sightings, heard, seen)
         return [
             Case(s, heard.get(s.key, ()), j, self._identity(s) if everybody or j.verdict in SUSPECTS else Identity())
-            for s, j in zip(sightings, _judge(sightings, heard, seen))
+            for s, j in zip(sightings, judgements)
         ]
 
     def _seen_again(self, sightings: Sequence[Sighting], judgements: Sequence[Judgement]) -> list[Sighting]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Optional
 from urllib.parse import quote
 
-from orphand.authorities import dockerd, listeners
+from orphand.authorities import dockerd
 from orphand.authorities.docker_api import Answer, Client, Silence
 from orphand.authorities.dockerd import Engine
 from orphand.model import Claim, Sighting, Testimony
@@ -63,7 +63,7 @@ class Docker:
         self._scan = scan
         self._proc = proc
         self._clock = clock
-        self._client = Client(engine.socket, scan.timeout)
+        self._client = self._new_client()
         self._facts: Optional[Facts] = None
         self._listed: Mapping[str, str] = {}
         self._listed_at = float("-inf")
@@ -87,7 +87,8 @@ class Docker:
         """The engine as it was found in this look. Another process: forget what the one before it said."""
         if engine.process != self.engine.process or engine.socket != self.engine.socket:
             self.close()
-            self._client = Client(engine.socket, self._scan.timeout)
+            self.engine = engine
+            self._client = self._new_client()
             self._facts = None
             self._listed_at = float("-inf")
         self.engine = engine
@@ -136,7 +137,7 @@ class Docker:
         if problem:
             return self._silent(by_id, problem, asked_at)
         if self._client.is_cut:  # an earlier look gave up on it
-            self._client = Client(self.engine.socket, self._scan.timeout)
+            self._client = self._new_client()
         try:
             self._learn(until)
             answers = question(by_id, until)
@@ -147,20 +148,11 @@ class Docker:
     def _silent(self, ids: Iterable[str], why: str, asked_at: float) -> dict[str, Testimony]:
         return {i: Testimony(self.name, Claim.UNAVAILABLE, asked_at, why) for i in ids}
 
+    def _new_client(self) -> Client:
+        return Client(self.engine.socket, self._scan.timeout, self._absence)
+
     def _absence(self) -> str:
-        """Why the engine that was found is not (or no longer) the one behind the socket."""
-        process, path = self.engine.process, self.engine.socket
-        if process is None:
-            return f"no dockerd runs behind {path}"
-        if dockerd.process_id(process.pid, self._proc) != process:
-            return f"dockerd (pid {process.pid}) has ended"
-        try:
-            inodes = listeners.listening_inodes(path, self._proc)
-        except OSError as error:
-            return f"can't see who listens on {path}: {error.strerror}"
-        if not listeners.holders(inodes, [process], self._proc):
-            return f"dockerd (pid {process.pid}) no longer listens on {path}"
-        return ""
+        return dockerd.absence(self.engine, self._proc)
 
     def _doubt(self, answers: dict[str, Testimony], by_id: Mapping[str, list[Sighting]]) -> dict[str, Testimony]:
         """A no of an engine that has just started, or isn't the one that was asked, is none."""

@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
@@ -58,12 +58,15 @@ class Answer:
 class Client:
     """A client of the engine behind one socket. For one thread at a time.
 
-    `timeout`: seconds for each question, from connecting to the last byte.
+    `timeout`: seconds for each question, from connecting to the last byte. `absence` says why nobody is there to be
+    asked, or "". It is called right before connecting, which would start an engine whose socket systemd holds: since
+    whoever asks has looked, modules may have been imported.
     """
 
-    def __init__(self, path: str, timeout: float) -> None:
+    def __init__(self, path: str, timeout: float, absence: Callable[[], str] = lambda: "") -> None:
         self._path = path
         self._timeout = timeout
+        self._absence = absence
         self._allowance = _Allowance()
         self._session: Any = None
         self._version = ""
@@ -128,7 +131,7 @@ class Client:
         self._allowance.set(min(deadline, until or deadline), limit + HEADERS)
         try:
             if self._session is None:
-                self._session = _session(self._path, self._timeout, self._allowance)
+                self._session = _session(self._path, self._timeout, self._connected)
             return self._exchange(path, limit)
         except Silence:
             self._drop()
@@ -153,6 +156,14 @@ class Client:
             return Answer(response.status_code, response.headers, bytes(body))
         finally:
             response.close()
+
+    def _connected(self) -> socket.socket:
+        absence = self._absence()
+        if absence:
+            raise Silence(absence, fatal=True)
+        connection = _BoundedSocket(self._allowance)
+        connection.connect(self._path)
+        return connection
 
     def _drop(self) -> None:
         session, self._session = self._session, None
@@ -309,15 +320,14 @@ def _hollow(name: str) -> ModuleType:
     return package
 
 
-def _session(path: str, timeout: float, allowance: _Allowance) -> Any:
-    """A requests session whose only way out is docker-py's adapter to the socket at `path`."""
+def _session(path: str, timeout: float, connected: Callable[[], socket.socket]) -> Any:
+    """A requests session whose only way out is docker-py's adapter to the socket at `path`, by `connected`."""
     unixconn = _docker_py()[0]
     import requests
 
     class Connection(unixconn.UnixHTTPConnection):  # type: ignore[misc, name-defined]
         def connect(self) -> None:
-            self.sock = _BoundedSocket(allowance)
-            self.sock.connect(path)
+            self.sock = connected()
 
     class Pool(unixconn.UnixHTTPConnectionPool):  # type: ignore[misc, name-defined]
         def _new_conn(self) -> Any:

@@ -248,6 +248,22 @@ def stopped(socket: str) -> str:
     return f"docker.service is stopped; asking at {socket} would wake it"
 
 
+def absence(engine: Engine, proc: Path = Path("/proc")) -> str:
+    """Why the engine that was found is not (or no longer) the one behind its socket; "" if it is."""
+    process, path = engine.process, engine.socket
+    if process is None:
+        return f"no dockerd runs behind {path}"
+    if process_id(process.pid, proc) != process:
+        return f"dockerd (pid {process.pid}) has ended"
+    try:
+        inodes = listeners.listening_inodes(path, proc)
+    except OSError as error:
+        return f"can't see who listens on {path}: {error.strerror}"
+    if not listeners.holders(inodes, [process], proc):
+        return f"dockerd (pid {process.pid}) no longer listens on {path}"
+    return ""
+
+
 @dataclass(frozen=True)
 class _Options:
     """dockerd's options: the command line, then daemon.json (dockerd refuses one that is in both)."""

@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 from orphand.authorities.bench import EngineState
 from orphand.authorities.docker import boot_clock
 from orphand.authorities.docker_api import Client, Silence
-from orphand.authorities.dockerd import Engine, Finder
+from orphand.authorities.dockerd import Engine, Finder, absence
 from orphand.report.topics import Report, Topic
 from orphand.settings import DockerEngine
 
@@ -88,7 +88,9 @@ class _Listener:
         self._socket = socket
         self._tell = tell
         self._finder = Finder([DockerEngine(socket)], proc)
-        self._client = Client(socket, PATIENCE)
+        self._proc = proc
+        self._engine = Engine(socket)
+        self._client = Client(socket, PATIENCE, self._absence)
         self._stopping = threading.Event()
         self._since = ""
         self._lost = False
@@ -112,7 +114,7 @@ class _Listener:
         backoff = POLL
         looks = 0
         while not self._stopping.is_set():
-            engine = self._find(thorough=looks % THOROUGH == 0)
+            engine = self._engine = self._find(thorough=looks % THOROUGH == 0)
             looks += 1
             if engine.problem:  # also a stopped one behind its socket unit, which connecting would wake
                 self._lose(engine.problem)
@@ -128,6 +130,9 @@ class _Listener:
             return self._finder.look(thorough)[0]
         except OSError as error:  # no more file descriptors: as good as not there
             return Engine(self._socket, problem=f"it can't be looked for: {error.strerror}")
+
+    def _absence(self) -> str:
+        return absence(self._engine, self._proc)
 
     def _follow(self, engine: Engine) -> str:
         """Fire at each event until the stream ends; why it ended."""

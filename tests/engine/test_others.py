@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 
 from orphand.report.topics import Topic
-from tests.engine.helpers import Watch, config, lives, main_pid, scan, verdict
+from tests.engine.helpers import Watch, config, drop_in, lives, main_pid, scan, verdict
 from tests.host.guest import Host
 
 SECOND = "docker -H unix:///run/second/docker.sock"
@@ -174,6 +174,39 @@ def test_a_docker_that_is_stopped_behind_its_socket_is_not_woken(v2_host: Host) 
     assert lives(v2_host, pid)
     v2_host.sh("systemctl reset-failed docker || :; systemctl start docker")
     assert not watch.records(Topic.SUSPECTED)
+
+
+# between the look that finds dockerd and the first connection docker-py is imported, which takes a slow disk so long
+SLOW_IMPORT = """
+import importlib, sys, time
+if "daemon" in sys.argv or "daemon" in getattr(sys, "orig_argv", ()):
+    from orphand.authorities import docker_api
+    import_module = docker_api.importlib.import_module
+    def slow_import(name, *more):
+        if name == "docker.transport.unixconn":
+            open("/run/importing", "w").close()
+            time.sleep(4)
+        return import_module(name, *more)
+    docker_api.importlib.import_module = slow_import
+"""
+
+
+def test_a_docker_that_dies_while_orphand_prepares_to_ask_is_not_woken(v2_host: Host) -> None:
+    watch = Watch(v2_host)
+    v2_host.sh("run2 one")
+    v2_host.start_daemon(config())
+    try:
+        with drop_in(v2_host, hook=SLOW_IMPORT):
+            v2_host.sh(
+                "systemctl restart --no-block orphand; timeout 60 sh -c 'until [ -e /run/importing ]; do :; done'"
+            )
+            v2_host.sh("crash docker containerd")
+            watch.waited(6)
+            assert v2_host.sh("systemctl is-active docker.socket") == "active"
+            assert v2_host.sh("systemctl is-active docker containerd || :").split() == ["failed", "failed"]
+            assert main_pid(v2_host, "docker") == 0
+    finally:
+        v2_host.sh("back")
 
 
 # ctr's default of 1024 cpu shares fails where the controller isn't there (nspawn); 1.4's ctr has no such option

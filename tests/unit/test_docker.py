@@ -254,6 +254,32 @@ def test_a_full_backlog_is_not_waited_for(tmp_path: Path) -> None:
             client.close()
 
 
+def test_a_connection_is_not_made_once_the_engine_has_ended(tmp_path: Path) -> None:
+    """Where systemd holds the socket, connecting alone starts the engine again."""
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as held_by_systemd:
+        held_by_systemd.bind(path)
+        held_by_systemd.listen()
+        held_by_systemd.setblocking(False)
+        client = docker_api.Client(path, MOMENT, lambda: "dockerd (pid 7) has ended")
+        for ask in (lambda: client.get("/info", 100), lambda: next(client.stream("/events"))):
+            with pytest.raises(Silence, match="has ended") as told:
+                ask()
+            assert told.value.fatal
+        with pytest.raises(BlockingIOError):
+            held_by_systemd.accept()
+
+
+def test_an_engine_that_ends_between_the_look_and_the_question_is_not_asked(
+    server: DockerServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absences = iter(["", "dockerd (pid 7) has ended"])
+    monkeypatch.setattr(dockerd, "absence", lambda *_: next(absences, ""))
+    answer = ask(server)[ID]
+    assert (answer.claim, answer.detail) == (Claim.UNAVAILABLE, "dockerd (pid 7) has ended")
+    assert server.asked == []
+
+
 def test_an_id_that_would_be_taken_as_a_name_is_not_sent(server: DockerServer) -> None:
     for odd in ("web", ID[:12], ID.upper(), "../../../etc", ID + "\n", f"{ID}/json?x="):
         assert ask(server, sighting(odd))[odd].claim is Claim.UNAVAILABLE

@@ -206,6 +206,22 @@ def test_a_stopped_engine_is_not_connected_to(run: Callable[..., None]) -> None:
     run(test)
 
 
+def test_an_engine_that_ends_before_the_connection_is_not_woken(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docker_events, "absence", lambda *_: "dockerd (pid 7) has ended")
+
+    async def test(setting: Setting) -> None:
+        setting.listen()
+        await setting.until(lambda: setting.told)
+        assert "dockerd (pid 7) has ended" in setting.told[0][1]
+        assert setting.server.asked == []
+        monkeypatch.undo()
+        await setting.until(connected(setting))
+
+    run(test)
+
+
 def test_an_engine_that_is_silent_while_it_starts_is_waited_for(run: Callable[..., None]) -> None:
     async def test(setting: Setting) -> None:
         gate = threading.Event()

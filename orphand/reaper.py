@@ -36,6 +36,8 @@ TIDY_SECONDS = 10.0  # for containerd to remove what it made, after the shim has
 VANISH_SECONDS = 1.0  # for the rest of a pid namespace to go after its init
 ENGINE_TRIES = 20  # of a delete: containerd refuses it until it has seen the exit
 ENGINE_PAUSE_SECONDS = 0.25
+DEADLINE = "DEADLINE_EXCEEDED"
+SILENT = frozenset({DEADLINE, "UNAVAILABLE", "CANCELLED"})  # gRPC's codes where containerd itself has not answered
 MAX_SAID = 20
 ASK_TRIES = 3  # when an engine does not answer in the middle of an end
 ASK_PAUSE_SECONDS = 2.0
@@ -325,7 +327,7 @@ class _End:
                 await self._end_rest()
             await self._no_objection()
             if task:
-                await self._delete(engine.delete_task, "task")
+                await self._delete_task(engine)
             await self._delete(engine.delete_container, "container")
         except OrphandError as failure:
             if isinstance(failure, _Stopped):
@@ -382,7 +384,25 @@ class _End:
         except CallFailed as failure:
             if failure.code != NOT_FOUND:
                 self._say(f"containerd could not signal it: {failure}")
+                await self._end_init()
         await self._end_rest()
+
+    async def _delete_task(self, engine: Containerd) -> None:
+        """Through its shim where containerd is there, but can't: then containerd drops what it has of the task itself.
+
+        runc needs the bundle to delete a container: once a cleaner of /run has taken it, no delete works any more.
+        """
+        try:
+            await self._delete(engine.delete_task, "task")
+        except CallFailed as failure:
+            shim = self._estate.doomed_shim
+            if self._estate.kind is not Kind.ENGINE_ORPHAN or shim is None or failure.code in SILENT:
+                raise
+            if await self._blocking(lambda: bool(cleanup.living(self._estate, self._proc))):
+                raise
+            self._say(f"containerd could not delete its task: {failure}")
+            await self._end_shim(shim)
+            await self._delete(engine.delete_task, "task")
 
     async def _delete(self, delete: Callable[[str, str], None], what: str) -> None:
         """containerd refuses to delete a task until it has seen the exit, with a code that varies by version."""
@@ -392,7 +412,7 @@ class _End:
             except CallFailed as failure:
                 if failure.code == NOT_FOUND:
                     return
-                if attempt == ENGINE_TRIES - 1 or failure.code == "DEADLINE_EXCEEDED":
+                if attempt == ENGINE_TRIES - 1 or failure.code == DEADLINE:
                     raise
                 await asyncio.sleep(ENGINE_PAUSE_SECONDS)
             else:

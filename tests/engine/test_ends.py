@@ -216,6 +216,20 @@ def test_a_task_without_a_record_ends_by_signals(fresh_host: Callable[..., Host]
     assert left(host, victim) == NOTHING
 
 
+@pytest.mark.parametrize("where", ["v1_host/run1", "v1_host/run2", "v2_host/run2"])
+def test_a_task_whose_bundle_is_gone_ends_by_its_shim(request: pytest.FixtureRequest, where: str) -> None:
+    """A cleaner of /run took the bundle of a running container: runc, and so containerd, can't delete it any more."""
+    fixture, runner = where.split("/")
+    host: Host = request.getfixturevalue(fixture)
+    victim = run(host, runner, "victim")
+    host.sh(f"engine_orphan {victim}; forget_bundle {victim}")
+    init = host.sh(f"init {victim}")
+    result = end(host, victim)
+    assert result["kind"] == "engine-orphan", result["reason"]
+    assert f"TERM to init {init}" in result["steps"]
+    assert_gone(host, victim, result)
+
+
 def test_its_network_namespace_goes(any_host: Host) -> None:
     """dockerd unmounts a lost sandbox when it starts; here it has not been started since."""
     victim = run(any_host, "run2", "victim")

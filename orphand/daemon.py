@@ -247,6 +247,7 @@ class Daemon:
         brakes = policy.Brakes(
             tripped=self._state.tripped,
             hold=self._hold_words,
+            budget_closed=self._state.budget.closed(now),
             budget_left=self._state.budget.left(now, self._settings.kill.max_kills_per_hour),
             weekday=local.tm_wday,
             minute=local.tm_hour * 60 + local.tm_min,

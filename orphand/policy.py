@@ -13,6 +13,7 @@ from orphand.settings import Kill, Match, Policy, Rule, Window
 
 HOUR_SECONDS = 3600.0
 DAY_MINUTES = 24 * 60
+NO_MEMORY = "within scan.settle of a first start none begins, since those of the last hour are not known"
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,13 @@ class Budget:
     spent: tuple[float, ...] = ()
     closed_until: float = 0.0
 
+    def closed(self, now: float) -> bool:
+        """Is it too early to begin any, since nobody remembers those of the last hour?"""
+        return now < self.closed_until
+
     def left(self, now: float, limit: int) -> int:
         """How many kills may still begin now."""
-        if now < self.closed_until:
+        if self.closed(now):
             return 0
         return max(0, limit - len([t for t in self.spent if now - t < HOUR_SECONDS]))
 
@@ -39,6 +44,7 @@ class Brakes:
 
     tripped: str = ""  # the breaker's reason
     hold: str = ""  # the admin's hold, in words
+    budget_closed: bool = False  # for a moment, after a start without a memory
     budget_left: int = 0
     weekday: int = 0  # local time; 0 is Monday
     minute: int = 0  # after midnight, local time
@@ -182,6 +188,8 @@ def decide(case: Case, policy: Policy, brakes: Brakes) -> Decision:
         return Decision(Action.ALERT, f"{name} says kill, but {brakes.tripped}")
     if not inside(policy.windows, brakes.weekday, brakes.minute):
         return Decision(Action.LOG, f"{name} says kill, which waits for {' or '.join(w.text for w in policy.windows)}")
+    if brakes.budget_closed:
+        return Decision(Action.LOG, f"{name} says kill, which waits: {NO_MEMORY}")
     if brakes.budget_left <= 0:
         return Decision(Action.ALERT, f"{name} says kill, but kill.max_kills_per_hour is spent")
     return Decision(Action.KILL, name)

@@ -160,7 +160,7 @@ class Node(RuleBasedStateMachine):
             if case.judgement.verdict is not Verdict.ORPHAN:
                 continue
             left = self.budget.left(self.now, LIMITS.max_kills_per_hour)
-            decision = policy.decide(case, RULES, policy.Brakes(self.tripped, self.hold, left))
+            decision = policy.decide(case, RULES, policy.Brakes(self.tripped, self.hold, budget_left=left))
             if decision.action is Action.KILL:
                 self._check_kill(number, case)
                 self.budget = self.budget.spend(self.now)

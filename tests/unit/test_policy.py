@@ -53,6 +53,16 @@ def test_brakes(brakes: Brakes, then: Action) -> None:
     assert "says kill, but" in decision.reason
 
 
+def test_a_first_start_is_not_called_a_spent_budget() -> None:
+    """It is over in a moment: nobody is woken for it, and the words say what is waited for."""
+    budget = Budget(closed_until=50.0)
+    brakes = Brakes(budget_closed=budget.closed(49.0), budget_left=budget.left(49.0, 10))
+    decision = policy.decide(case(), KILL, brakes)
+    assert decision.action is Action.LOG
+    assert "which waits: within scan.settle of a first start" in decision.reason
+    assert not budget.closed(50.0)
+
+
 def test_a_veto_is_at_most_an_alert() -> None:
     assert action(case(veto="its directory exists")) is Action.ALERT
 

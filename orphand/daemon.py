@@ -411,6 +411,7 @@ class Daemon:
             self._report(Topic.TROUBLE, f"the record of the end of {name} is damaged ({error}): it is dropped")
             self._save(with_end(self._state, name, None))
             return ""
+        case = await asyncio.to_thread(self._case_of, estate)
         with locked(self._runtime_dir / "reap.lock") as free:
             if not free:
                 return before or "another end is under way"
@@ -418,25 +419,36 @@ class Daemon:
             if not set(alive).isdisjoint(estate.inits or ([estate.shim] if estate.shim else [])):
                 self._save(with_end(self._state, name, None))
                 message = f"the interrupted end of container {estate.container_id[:12]} had ended nothing yet"
-                self._report(Topic.END_REFUSED, f"{message}: it is judged anew")
+                self._report(Topic.END_REFUSED, f"{message}: it is judged anew", case)
                 return ""
             if before and alive:
                 return before
-            refused = await asyncio.to_thread(self._unwanted, estate)
+            refused = self._unwanted(case)
             outcome = Outcome(False, refused=refused) if refused else await self._reaper.resume(estate, self._denied)
         if not outcome.refused or outcome.refused != before:
-            topic = Topic.ENDED if outcome.ended and not outcome.left else Topic.END_FAILED
-            self._report(topic, words.resumed_end(estate.container_id, outcome))
+            self._tell_resumed(case, outcome)
         return outcome.refused
 
-    def _unwanted(self, estate: Estate) -> str:
-        """Why a half-done end would not be begun today, or "": by the rules, which may have changed, and the breaker.
+    def _tell_resumed(self, case: Case, outcome: Outcome) -> None:
+        done = outcome.ended and not outcome.left
+        topic, event = (Topic.ENDED, Event.ENDED) if done else (Topic.END_FAILED, Event.END_FAILED)
+        message = words.resumed_end(case, outcome)
+        self._report(topic, message, case)
+        if not outcome.refused:
+            self._alerts.send(event, message, case, Action.KILL)
+            self._save_alerted()
 
-        Windows and the budget are for beginnings. Blocks: who it was is read from what is left of it.
-        """
+    def _case_of(self, estate: Estate) -> Case:
+        """The container of an interrupted end. Blocks: who it was is read from what is left of it."""
         sighting = estate.sighting(proc.now())
         judgement = Judgement(Verdict.ORPHAN, "its end was interrupted", estate.kind)
-        case = Case(sighting, (), judgement, identify(sighting, self._bench.data_roots()))
+        return Case(sighting, (), judgement, identify(sighting, self._bench.data_roots()))
+
+    def _unwanted(self, case: Case) -> str:
+        """Why a half-done end would not be begun today, or "": by the rules, which may have changed, and the breaker.
+
+        Windows and the budget are for beginnings.
+        """
         case = replace(case, judgement=policy.exempted(case, self._settings.policy))
         if case.judgement.verdict is Verdict.EXEMPT:
             return case.judgement.reason

@@ -221,9 +221,9 @@ def stopped(ends: int) -> str:
     return f"orphand stopped{rest}"
 
 
-def resumed_end(container_id: str, outcome: Outcome) -> str:
+def resumed_end(case: Case, outcome: Outcome) -> str:
     """An end that was interrupted has been gone on with, or not."""
-    subject = f"the interrupted end of container {masked(container_id[:12])}"
+    subject = f"the interrupted end of {who(case)}"
     if outcome.refused:
         return f"{subject} is not gone on with: {masked(outcome.refused, REASON_LIMIT)}"
     if outcome.ended and not outcome.left:

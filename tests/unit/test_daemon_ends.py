@@ -15,6 +15,7 @@ from orphand.daemon import Daemon
 from orphand.estate import Estate
 from orphand.model import Action, Case, Init, Judgement, Kind, Outcome, ProcessId, Sighting, Verdict
 from orphand.policy import Budget
+from orphand.report.alerts import Event
 from orphand.report.story import Story
 from orphand.report.topics import Topic
 from orphand.settings import Match, Policy, Rule, Settings, Window
@@ -38,6 +39,10 @@ class StandIn:
         self.ends = 0
 
     async def end(self, case: Case, again: Any, denied: Any) -> Outcome:
+        self.ends += 1
+        return self.outcome
+
+    async def resume(self, estate: Estate, denied: Any) -> Outcome:
         self.ends += 1
         return self.outcome
 
@@ -148,8 +153,30 @@ def test_what_would_not_be_begun_today_is_not_gone_on_with(
 ) -> None:
     daemon._settings = Settings(policy=rules)
     daemon._state = State("b", tripped=tripped)
-    assert daemon._unwanted(ESTATE).startswith(why)
-    assert bool(daemon._unwanted(ESTATE)) is bool(why)
+    unwanted = daemon._unwanted(daemon._case_of(ESTATE))
+    assert unwanted.startswith(why)
+    assert bool(unwanted) is bool(why)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "topic", "event"),
+    [
+        (Outcome(True), Topic.ENDED, Event.ENDED),
+        (Outcome(True, left=("shim 7",)), Topic.END_FAILED, Event.END_FAILED),
+        (Outcome(False, refused="no answer"), Topic.END_FAILED, None),
+    ],
+)
+def test_an_end_that_is_gone_on_with_is_told_as_any_other(
+    daemon: Daemon, outcome: Outcome, topic: Topic, event: Optional[Event]
+) -> None:
+    """Whoever was told of the orphan, and `orphand history`, learn by its id and kind what became of it."""
+    told, sent = [], []
+    daemon._report = lambda topic, message, case=None, **_: told.append((topic, case))
+    daemon._alerts.send = lambda event, message, case, action: sent.append((event, case))  # type: ignore[method-assign]
+    daemon._reaper = StandIn(outcome)  # type: ignore[assignment]
+    assert asyncio.run(daemon._resume_end(ESTATE.name, ESTATE.to_json(), "")) == outcome.refused
+    assert [(t, c and (c.sighting.container_id, c.judgement.kind)) for t, c in told] == [(topic, (ID, ESTATE.kind))]
+    assert [(e, c.sighting.container_id) for e, c in sent] == ([(event, ID)] if event else [])
 
 
 def test_a_hold_stops_an_end_that_has_begun(daemon: Daemon, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def holds_live_socket(process: ProcessId, path: str, proc: Path = Path("/proc"))
     if not inodes:
         return None
     try:
-        os.listdir(proc / str(process.pid) / "fd")
+        os.listdir(f"{proc}/{process.pid}/fd")
     except OSError:
         return None
     return bool(holders(inodes, [process], proc))

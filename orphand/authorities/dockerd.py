@@ -331,7 +331,8 @@ def named(pid: int, name: str, proc: Path = Path("/proc")) -> Optional[ProcessId
 def process_id(pid: int, proc: Path = Path("/proc")) -> Optional[ProcessId]:
     """Pid and start time, or None if it has ended (a zombie has)."""
     try:
-        fields = (proc / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
+        with open(f"{proc}/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
     except OSError:
         return None
     if len(fields) < 20 or fields[0] in (b"Z", b"X"):

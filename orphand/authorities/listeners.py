@@ -83,10 +83,10 @@ def _listed(proc: Path) -> Iterator[tuple[int, peers.Bound]]:
 def holders(inodes: frozenset[int], candidates: Iterable[ProcessId], proc: Path = Path("/proc")) -> list[ProcessId]:
     """Those of the candidates that have one of the sockets open. One that ends meanwhile holds nothing."""
     wanted = {f"socket:[{inode}]" for inode in inodes}
-    return [c for c in candidates if wanted and not wanted.isdisjoint(_descriptors(proc / str(c.pid) / "fd"))]
+    return [c for c in candidates if wanted and not wanted.isdisjoint(_descriptors(f"{proc}/{c.pid}/fd"))]
 
 
-def _descriptors(directory: Path) -> Iterator[str]:
+def _descriptors(directory: str) -> Iterator[str]:
     try:
         with os.scandir(directory) as entries:
             for entry in entries:

@@ -86,7 +86,7 @@ def listening_on(file: os.stat_result) -> frozenset[int]:
 
 def socket_inodes(pid: int, proc: Path = Path("/proc")) -> Iterator[int]:
     """The inodes of the sockets that the process has open."""
-    with os.scandir(proc / str(pid) / "fd") as entries:
+    with os.scandir(f"{proc}/{pid}/fd") as entries:
         for entry in entries:
             try:
                 target = os.readlink(entry.path)

@@ -101,7 +101,7 @@ class Server:
 
     def _program(self, process: ProcessId) -> str:
         try:
-            return os.path.basename(os.readlink(self._proc / str(process.pid) / "exe")).replace(DELETED, "")
+            return os.path.basename(os.readlink(f"{self._proc}/{process.pid}/exe")).replace(DELETED, "")
         except OSError:
             return ""
 
@@ -109,7 +109,7 @@ class Server:
 def start_of(pid: int, proc: Path = Path("/proc")) -> Optional[int]:
     """Field 22 of /proc/PID/stat (proc(5)); None if there is no such process."""
     try:
-        line = (proc / str(pid) / "stat").read_bytes()
-        return int(line.rpartition(b")")[2].split()[19])
+        with open(f"{proc}/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
     except (OSError, ValueError, IndexError):
         return None

@@ -292,7 +292,7 @@ def others_things(estate: Estate, proc: Proc) -> list[str]:
     found = []
     if estate.rootfs and not estate.rootfs.startswith(f"{estate.bundle}/"):
         try:
-            mounted = estate.rootfs in {m.point for m in mounts.of_host()}
+            mounted = any(m.point == estate.rootfs for m in mounts.of_host())
         except OSError:
             mounted = False
         if mounted:

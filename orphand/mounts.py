@@ -6,12 +6,14 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Optional
 
 OCTAL = re.compile(r"\\([0-7]{3})")
-MAX_BYTES = 64 << 20
+MAX_MOUNTS = 1 << 20  # ten times the kernel's own limit for a namespace (sysctl fs.mount-max)
 UMOUNT_SECONDS = 10.0  # a dead NFS server holds it for ever
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -25,11 +27,16 @@ class Mount:
     kind: str  # of file system
 
 
-def of_host(mountinfo: Path = Path("/proc/1/mountinfo")) -> tuple[Mount, ...]:
-    """Every mount that PID 1 sees, in the order in which they were made. OSError where it can't be read."""
+def of_host(mountinfo: Path = Path("/proc/1/mountinfo")) -> Iterator[Mount]:
+    """Every mount that PID 1 sees, in the order in which they were made. OSError where it can't be read.
+
+    One at a time: a node may have ten thousands of them.
+    """
     with mountinfo.open("rb") as file:
-        text = file.read(MAX_BYTES).decode("utf-8", "surrogateescape")
-    return tuple(mount for line in text.splitlines() if (mount := _parse(line)))
+        for line in islice(file, MAX_MOUNTS):
+            mount = _parse(line.decode("utf-8", "surrogateescape").rstrip("\n"))
+            if mount:
+                yield mount
 
 
 def _parse(line: str) -> Optional[Mount]:
@@ -46,7 +53,7 @@ def _unescape(text: str) -> str:
 
 def beneath(directory: str) -> list[str]:
     """The mount points in or at the directory, the last mounted first."""
-    return [m.point for m in reversed(of_host()) if m.point == directory or m.point.startswith(f"{directory}/")]
+    return [m.point for m in of_host() if m.point == directory or m.point.startswith(f"{directory}/")][::-1]
 
 
 def of_namespace(kind: str, inode: int) -> list[str]:

@@ -76,7 +76,6 @@ class Bench:
     def __init__(self, settings: Settings, proc: Path = Path("/proc")) -> None:
         self._proc = proc
         self._lock = threading.Lock()
-        self._known: frozenset[str] = frozenset()
         self._serving: tuple[EngineState, ...] = ()
         self._dockers: dict[str, Docker] = {}
         self._next_settings: Optional[Settings] = None
@@ -136,12 +135,7 @@ class Bench:
         heard = {s.key: self._gather(s, routes[s.key], answers, asked_at) for s in judged}
         self._serving = tuple(self._state(address) for address in self._servers)
         self._denied = any(t.claim in DENIALS for said in heard.values() for t in said)
-        self._known = frozenset(k[2] for k, said in heard.items() if any(t.claim is Claim.KNOWN for t in said))
         return {**{s.key: () for s in sightings}, **heard}
-
-    def known_ids(self) -> frozenset[str]:
-        """The containers that somebody knows, as of the last look."""
-        return self._known.union(*(d.known_ids for d in list(self._dockers.values())))
 
     def data_roots(self) -> tuple[str, ...]:
         """Docker's data-roots."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from orphand.authorities import dockerd
 from orphand.authorities.docker_api import Answer, Client, Silence
@@ -27,6 +27,8 @@ from orphand.settings import Scan
 FULL_ID = re.compile(r"[0-9a-f]{64}")
 LIVE = frozenset({"running", "paused", "restarting"})
 CALM = LIVE | {"removing"}  # states in which a list's yes is enough
+# those only: a node may keep thousands that have exited, each of them a kilobyte in the list
+LIST = "/containers/json?" + urlencode({"all": 1, "filters": json.dumps({"status": sorted(CALM)})})
 SMALL, LARGE = 4 << 20, 64 << 20  # bytes: one container; a list of all
 MAX_TIMEOUTS = 2  # one container with a stuck lock blocks only questions about itself; more means that the engine hangs
 TOTAL = 2  # times the timeout: for all questions of one look together
@@ -77,11 +79,6 @@ class Docker:
     def facts(self) -> Optional[Facts]:
         """What it said of itself, once it was asked."""
         return self._facts
-
-    @property
-    def known_ids(self) -> frozenset[str]:
-        """The containers of its last list."""
-        return frozenset(self._listed)
 
     def meet(self, engine: Engine) -> None:
         """The engine as it was found in this look. Another process: forget what the one before it said."""
@@ -208,7 +205,7 @@ class Docker:
         quiet = quiet_since is not None and quiet_since < self._listed_at
         if now - self._listed_at < (FOLLOWED_AGE if quiet else LIST_AGE):
             return
-        answer = self._client.get("/containers/json?all=1", LARGE, until)
+        answer = self._client.get(LIST, LARGE, until)
         entries = answer.json() if answer.status == 200 else None
         if not isinstance(entries, list):
             raise Silence(f"it answered {answer.status} when asked for its containers")

@@ -44,7 +44,6 @@ def main(settle: str, timeout: str, *sockets: str) -> None:
         "engines": engines,
         "proven": proven,
         "data_roots": bench.data_roots(),
-        "known": sorted(bench.known_ids()),
         "seconds": seconds,
     }, indent=1))  # fmt: skip
     bench.close()

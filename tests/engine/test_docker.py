@@ -53,6 +53,26 @@ def test_paused_and_restarting_containers_are_known(v2_host: Host) -> None:
     v2_host.sh("docker unpause paused >/dev/null")
 
 
+LISTED = """
+import json
+from orphand.authorities import docker
+from orphand.authorities.docker_api import Client
+print(json.dumps({c["Id"]: c["State"] for c in Client("/run/docker.sock", 20).get(docker.LIST, 1 << 20).json()}))
+"""
+
+
+def test_the_list_is_of_those_that_have_processes(v2_host: Host) -> None:
+    """A node keeps thousands of exited ones; each would be read in each look."""
+    running, paused, exited = (v2_host.sh(f"run2 {name}") for name in ("running", "paused", "exited"))
+    created = v2_host.sh("docker create --name created --network none bb:1 true")
+    v2_host.sh("docker pause paused >/dev/null; docker kill exited >/dev/null")
+    listed = json.loads(v2_host.run(*PYTHON, "-c", LISTED).stdout)
+    assert {i: listed.get(i) for i in (running, paused, exited, created)} == {
+        running: "running", paused: "paused", exited: None, created: None,
+    }  # fmt: skip
+    v2_host.sh("docker unpause paused >/dev/null")
+
+
 def test_disowned(fresh_host: Callable[..., Host]) -> None:
     host = fresh_host("v2")
     container = host.sh("run2 web")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Optional
 
+from orphand.authorities import docker
 from orphand.authorities.dockerd import Engine, process_id
 
 Behaviour = Callable[[socket.socket], None]
@@ -53,7 +54,7 @@ class DockerServer:
         self.answers: dict[str, Behaviour] = {
             "/version": says("200 OK", {"ApiVersion": "1.41", "MinAPIVersion": "1.12"}),
             "/info": says("200 OK", {"DockerRootDir": str(data_root), "ServerVersion": "20.10.24"}),
-            "/containers/json?all=1": says("200 OK", []),
+            docker.LIST: says("200 OK", []),
         }
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(self.path)
@@ -90,7 +91,7 @@ class DockerServer:
             while (path := _read_request(connection)) is not None:
                 self.asked.append(path)
                 bare = "/" + path.split("/", 2)[2] if path.startswith("/v1.") else path
-                behaviour = self.answers.get(bare.split("&")[0]) or self.answers.get(bare.split("?")[0])
+                behaviour = self.answers.get(bare) or self.answers.get(bare.split("?")[0])
                 (behaviour or says("404 Not Found", {"message": "page not found"}))(connection)
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Optional
 
 import pytest
 
-from orphand.authorities import bench, dockerd
+from orphand.authorities import bench, docker, dockerd
 from orphand.authorities.bench import Bench, Crew, EngineState
 from orphand.authorities.docker import boot_clock
 from orphand.authorities.dockerd import Engine, Stranger
@@ -149,7 +149,7 @@ def test_of_two_dockers_that_share_a_containerd_both_are_asked(
 ) -> None:
     (tmp_path / "second").mkdir()
     with docker_server(tmp_path / "second") as second:
-        second.answers["/containers/json?all=1"] = says("200 OK", [{"Id": ID, "State": "running"}])
+        second.answers[docker.LIST] = says("200 OK", [{"Id": ID, "State": "running"}])
         made = make(SETTINGS, server.engine(containerd=address), second.engine(containerd=address))
         (said,) = heard(made, sighting(address))
     assert summary(said) == [("owner", "unknown"), ("owner", "known")]
@@ -258,7 +258,7 @@ def test_plugins(server: DockerServer, address: str) -> None:
 
 
 def test_the_keeper_of_a_known_container_is_asked_only_on_demand(server: DockerServer, address: str) -> None:
-    server.answers["/containers/json?all=1"] = says("200 OK", [{"Id": ID, "State": "running"}])
+    server.answers[docker.LIST] = says("200 OK", [{"Id": ID, "State": "running"}])
     made = make(SETTINGS, server.engine(containerd=address))
     (said,) = heard(made, sighting(address))
     assert summary(said) == [("owner", "known")]
@@ -269,7 +269,7 @@ def test_the_keeper_of_a_known_container_is_asked_only_on_demand(server: DockerS
 
 def test_of_two_that_claim_one_id_the_keeper_is_asked_too(server: DockerServer, address: str) -> None:
     record = {"Id": ID, "State": {"Status": "running", "Running": True, "Pid": 7}}
-    server.answers["/containers/json?all=1"] = says("200 OK", [{"Id": ID, "State": "running"}])
+    server.answers[docker.LIST] = says("200 OK", [{"Id": ID, "State": "running"}])
     server.inspect(says("200 OK", record))
     twins = [replace(sighting(address), inits=(Init(ProcessId(pid, 1), ID, ""),)) for pid in (7, 8)]
     for said in heard(make(SETTINGS, server.engine(containerd=address)), *twins):
@@ -286,7 +286,7 @@ def test_a_dockers_own_name_for_its_namespace(server: DockerServer, address: str
 
 
 def test_a_docker_that_has_it_under_another_namespace_still_saves_it(server: DockerServer, address: str) -> None:
-    server.answers["/containers/json?all=1"] = says("200 OK", [{"Id": ID, "State": "running"}])
+    server.answers[docker.LIST] = says("200 OK", [{"Id": ID, "State": "running"}])
     made = make(SETTINGS, server.engine(containerd=address, namespace="mine"))
     (said,) = heard(made, sighting(address, "moby"))
     assert Claim.KNOWN in {t.claim for t in said}
@@ -490,12 +490,11 @@ def test_engines_ids_and_data_roots(
     server: DockerServer, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "Server", Server)
-    server.answers["/containers/json?all=1"] = says("200 OK", [{"Id": OTHER, "State": "running"}])
+    server.answers[docker.LIST] = says("200 OK", [{"Id": OTHER, "State": "running"}])
     made = make(replace(SETTINGS, containerd=()), server.engine(containerd=address))
     heard(made, sighting(address, container_id=OTHER))
     me = dockerd.process_id(os.getpid())
     assert made.engines() == [EngineState("dockerd", server.path, me), EngineState("containerd", address, me)]
-    assert made.known_ids() == {OTHER}
     assert made.data_roots() == (str(tmp_path / "docker"),)
 
 

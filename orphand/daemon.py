@@ -75,6 +75,7 @@ class Daemon:
         self._report = report
         self._config_sources = sources
         self._runtime_dir = runtime_dir
+        self._status_file = runtime_dir / "status.json"
         self._state_dir = state_dir
         self._notify = Notifier()
         self._watchdog = watchdog_interval()
@@ -547,7 +548,7 @@ class Daemon:
             sources=self._sources.state(),
         )
         try:
-            write_json(self._runtime_dir / "status.json", data)
+            write_json(self._status_file, data)
         except StateError as error:
             self._trouble("status", f"`orphand status` shows old news: {error}")
         else:

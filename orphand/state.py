@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from orphand.errors import OrphandError
 from orphand.policy import Budget
@@ -102,7 +102,7 @@ def with_end(state: State, name: str, estate: Optional[Mapping[str, Any]]) -> St
 def read_hold(directory: Path = STATE_DIR, now: Optional[float] = None) -> Optional[Hold]:
     """The hold that is in force, or None. One that can't be read holds: nobody knows for how long it was meant."""
     try:
-        data = json.loads(_read(directory / "hold.json"))
+        data = json.loads(_read(f"{directory}/hold.json"))
         until = None if data["until"] is None else float(data["until"])
         hold = Hold(str(data["reason"]), until, str(data["by"]))
     except FileNotFoundError:
@@ -128,20 +128,21 @@ def write_hold(hold: Optional[Hold], directory: Path = STATE_DIR) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Write a file of orphand's own atomically (mode 0600, synced). Raises StateError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    directory, name = os.path.split(path)
+    temporary = f"{directory}/.{name}.{os.getpid()}"  # no Path: it would intern its parts anew at each look
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        os.makedirs(directory, mode=0o755, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+            os.unlink(temporary)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(data, file, sort_keys=True)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            os.unlink(temporary)
         raise StateError(f"{path}: {error.strerror}") from error
 
 
@@ -155,7 +156,7 @@ def read_json(path: Path) -> Any:
         raise StateError(f"{path} is damaged: {error}") from error
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Union[str, Path]) -> bytes:
     """Whole, if it is a regular file of bearable size: these are under /run and /var/lib, and still not trusted."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:

@@ -129,7 +129,8 @@ class Finder:
     def _likely(self) -> Iterator[int]:
         yield from (p.pid for p in self._known)
         try:
-            children = (self._proc / "1/task/1/children").read_text()
+            with open(f"{self._proc}/1/task/1/children") as file:
+                children = file.read()
         except OSError:  # a kernel without CONFIG_PROC_CHILDREN
             yield from all_pids(self._proc)
             return
@@ -343,9 +344,10 @@ def process_id(pid: int, proc: Path = Path("/proc")) -> Optional[ProcessId]:
 def is_hosts_own(pid: int, proc: Path = Path("/proc"), host: int = 1) -> bool:
     """Root's, and in the mount, pid and user namespace of the host's process: not rootless, not in a container."""
     try:
-        status = (proc / str(pid) / "status").read_text(errors="replace")
+        with open(f"{proc}/{pid}/status", errors="replace") as file:
+            status = file.read()
         ours = all(
-            os.readlink(proc / str(pid) / "ns" / kind) == os.readlink(proc / str(host) / "ns" / kind)
+            os.readlink(f"{proc}/{pid}/ns/{kind}") == os.readlink(f"{proc}/{host}/ns/{kind}")
             for kind in ("mnt", "pid", "user")
         )
     except OSError:
@@ -357,7 +359,7 @@ def is_hosts_own(pid: int, proc: Path = Path("/proc"), host: int = 1) -> bool:
 def read_argv(pid: int, proc: Path = Path("/proc")) -> list[str]:
     """The command line without argv[0]; empty if it can't be read."""
     try:
-        with open(proc / str(pid) / "cmdline", "rb") as file:
+        with open(f"{proc}/{pid}/cmdline", "rb") as file:
             return [os.fsdecode(a) for a in file.read(1 << 17).split(b"\0")][1:-1]
     except OSError:
         return []

@@ -10,6 +10,7 @@ from pathlib import Path
 from orphand.authorities import peers
 from orphand.model import ProcessId
 
+PROC = Path("/proc")
 ACCEPTING = 0x10000  # __SO_ACCEPTCON in the flags column (linux/net.h)
 
 
@@ -38,7 +39,7 @@ def listening_inodes(path: str, proc: Path = Path("/proc")) -> frozenset[int]:
 
 def _exact(file: os.stat_result, proc: Path) -> frozenset[int]:
     """Those that are bound to that very file; empty where the kernel doesn't tell."""
-    if proc != Path("/proc"):
+    if proc != PROC:
         return frozenset()
     try:
         return peers.listening_on(file)
@@ -61,7 +62,7 @@ def listening(proc: Path = Path("/proc")) -> Iterator[tuple[int, str]]:
 
 
 def _bound(proc: Path) -> list[tuple[int, peers.Bound]]:
-    if proc == Path("/proc"):
+    if proc == PROC:
         try:
             return peers.listening()
         except OSError:  # a kernel without CONFIG_UNIX_DIAG

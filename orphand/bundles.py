@@ -17,6 +17,7 @@ from typing import Any, Optional, cast
 
 from orphand.cgroups import is_identifier
 from orphand.model import Generation, ProcessId, Shim
+from orphand.proc import read_up_to
 
 MAX_FILE = 4 * 1024 * 1024  # bytes; a config.json of a privileged pod is below 100 KiB
 # containerd's default (process/utils.go: RuncRoot) and Docker's <exec-root>/runtime-runc
@@ -88,13 +89,8 @@ def _read_regular(fd: int, limit: int) -> Optional[bytes]:
     found = os.fstat(fd)
     if not modes.S_ISREG(found.st_mode) or found.st_uid != 0 or found.st_size > limit:
         return None
-    data = b""
-    while len(data) <= limit:
-        more = os.read(fd, min(65536, limit + 1 - len(data)))
-        if not more:
-            return data
-        data += more
-    return None
+    data = read_up_to(fd, limit + 1)
+    return data if len(data) <= limit else None
 
 
 def runc_state(disk: Disk, root: str, namespace: str, container_id: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Optional
 
 from orphand.errors import ProcError
 from orphand.model import ProcessId
-from orphand.proc import Proc
+from orphand.proc import Proc, read_up_to
 
 HEX_ID = re.compile(r"[0-9a-f]{64}")
 # what runc's callers put before the id of a scope: Docker, CRI, nerdctl and ctr with the systemd driver
@@ -149,7 +149,7 @@ def members(directories: Iterable[str], proc: Proc, mounted: Sequence[Hierarchy]
 def _pids(directory: str) -> list[int]:
     try:
         with open(f"{directory}/cgroup.procs", "rb") as file:
-            return [pid for pid in map(int, file.read(MAX_BYTES).split()) if pid > 0]
+            return [pid for pid in map(int, read_up_to(file.fileno(), MAX_BYTES).split()) if pid > 0]
     except (OSError, ValueError):
         return []  # removed meanwhile; a threaded cgroup's processes are listed above it (cgroups(7))
 

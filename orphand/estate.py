@@ -18,7 +18,7 @@ from orphand import cgroupfs, mounts
 from orphand.bundles import Disk
 from orphand.errors import ProcError
 from orphand.model import Init, Kind, ProcessId, Sighting
-from orphand.proc import Proc
+from orphand.proc import Proc, read_up_to
 
 RUNTIMES = ("io.containerd.runtime.v2.task", "io.containerd.runtime.v1.linux")
 # containerd's state directory -> its root (config.toml's defaults; moby libcontainerd/supervisor/remote_daemon.go)
@@ -332,12 +332,12 @@ def read_runc_state(directory: str) -> Optional[RuncState]:
         fd = os.open(f"{directory}/state.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
-    with os.fdopen(fd, "rb") as file:
+    with os.fdopen(fd, "rb"):
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()):
             return None
         try:
-            return _parse_runc_state(directory, json.loads(file.read(MAX_STATE_BYTES)))
+            return _parse_runc_state(directory, json.loads(read_up_to(fd, MAX_STATE_BYTES)))
         except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             return None
 

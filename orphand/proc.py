@@ -27,6 +27,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 ARGV_LIMIT = 32 * 1024  # bytes; the longest argv of a real shim is well below 2 KiB
 DELETED = " (deleted)"  # what the kernel appends to the name of a file or cgroup that was removed
 _SMALL = 16 * 1024  # bytes; stat and status are asked for with no more
+_PIECE = 64 * 1024
 ZOMBIE_STATES = frozenset("ZXx")
 
 _GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.ENOTDIR})
@@ -85,16 +86,23 @@ def _read_file(path: Name, dir_fd: Optional[int], limit: int) -> bytes:
     """At most `limit` bytes. One of the three functions through which all of /proc is read."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
-        data = os.read(fd, limit)
         # the small files come whole in one read; long lists and command lines come in pieces
-        while data and len(data) < limit and limit > _SMALL:
-            more = os.read(fd, limit - len(data))
-            if not more:
-                break
-            data += more
-        return data
+        return os.read(fd, limit) if limit <= _SMALL else read_up_to(fd, limit)
     finally:
         os.close(fd)
+
+
+def read_up_to(fd: int, limit: int) -> bytes:
+    """The rest of a file, at most `limit` bytes. Raises OSError.
+
+    In pieces, since os.read and file.read(limit) allocate all that they are asked for. Megabytes of it at each look
+    tear holes into the heap, which then never shrinks.
+    """
+    pieces, left = [], limit
+    while left > 0 and (piece := os.read(fd, min(left, _PIECE))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
 
 
 def _read_link(path: Name, dir_fd: Optional[int]) -> str:

@@ -19,6 +19,7 @@ from typing import Any, Optional, Union
 
 from orphand.errors import OrphandError
 from orphand.policy import Budget
+from orphand.proc import read_up_to
 
 RUNTIME_DIR = Path("/run/orphand")
 STATE_DIR = Path("/var/lib/orphand")
@@ -162,7 +163,7 @@ def _read(path: Union[str, Path]) -> bytes:
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError("not a regular file")
-        data = file.read(MAX_BYTES + 1)
+        data = read_up_to(file.fileno(), MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise ValueError("too large")
     return data

@@ -17,6 +17,7 @@ from typing import Any, Optional
 
 from orphand.authorities import listeners, peers
 from orphand.model import ProcessId
+from orphand.proc import read_up_to
 from orphand.settings import DockerEngine
 
 DEFAULT_SOCKETS = ("/run/docker.sock", "/var/run/docker.sock")
@@ -360,7 +361,7 @@ def read_argv(pid: int, proc: Path = Path("/proc")) -> list[str]:
     """The command line without argv[0]; empty if it can't be read."""
     try:
         with open(f"{proc}/{pid}/cmdline", "rb") as file:
-            return [os.fsdecode(a) for a in file.read(1 << 17).split(b"\0")][1:-1]
+            return [os.fsdecode(a) for a in read_up_to(file.fileno(), 1 << 17).split(b"\0")][1:-1]
     except OSError:
         return []
 
@@ -379,7 +380,7 @@ def read_json(path: str) -> Mapping[str, Any]:
     """A JSON object, or {} for whatever isn't one."""
     try:
         with open(path, "rb") as file:
-            content = json.loads(file.read(CONFIG_LIMIT))
+            content = json.loads(read_up_to(file.fileno(), CONFIG_LIMIT))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -123,7 +123,7 @@ def _answers(states: int, show: int) -> Iterator[bytes]:
         link.settimeout(DEADLINE)
         link.send(HEADER.pack(HEADER.size + len(request), SOCK_DIAG_BY_FAMILY, REQUEST_DUMP, 1, 0) + request)
         while True:
-            for kind, payload in _messages(link.recv(1 << 17)):
+            for kind, payload in _messages(link.recv(1 << 16)):
                 if kind == NLMSG_DONE:
                     return
                 if kind == NLMSG_ERROR:

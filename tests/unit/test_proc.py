@@ -174,3 +174,15 @@ def test_no_descriptors_left_means_no_pidfd(sleeper: subprocess.Popen[bytes], mo
 
     monkeypatch.setattr(os, "pidfd_open", full)
     assert PROC.open_pidfd(PROC.process(sleeper.pid)) is None
+
+
+@pytest.mark.parametrize("limit", [10, 65_536, 200_000, 1 << 22])
+def test_no_more_is_asked_for_at_once_than_a_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """os.read allocates what it is asked for: with megabytes in each look the heap grows for hours."""
+    (tmp_path / "long").write_bytes(b"0123456789" * 15_000)
+    asked: list[int] = []
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda fd, size: asked.append(size) or read(fd, size))
+    with (tmp_path / "long").open("rb") as file:
+        assert proc_module.read_up_to(file.fileno(), limit) == (b"0123456789" * 15_000)[:limit]
+    assert max(asked) <= 65_536

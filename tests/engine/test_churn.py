@@ -25,7 +25,7 @@ def churn(tmp_path: Path, *options: str) -> tuple[int, dict[str, Any], str]:
 
 @pytest.mark.parametrize("cgroup", ["v1", "v2"])
 def test_nothing_managed_is_harmed_and_every_orphan_ends(tmp_path: Path, cgroup: str) -> None:
-    status, report, output = churn(tmp_path, "--lives=50", "--seed=11", f"--cgroup={cgroup}", "--every=16")
+    status, report, output = churn(tmp_path, "--lives=150", "--seed=11", f"--cgroup={cgroup}", "--every=30")
     assert status == 0, output
     assert report["managed_killed"] == [] and report["residue"] == []
     assert report["orphans"] == report["orphans_ended"] > 0

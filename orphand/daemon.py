@@ -238,10 +238,12 @@ class Daemon:
     # Deciding
 
     def _intent(self, case: Case, now: float) -> Decision:
-        """What is done about it: an end that has begun goes on, whatever now stops further ones."""
+        """What is done about it, for a pending one when its grace is over: an end that has begun goes on, whatever now
+        stops further ones."""
         if case.sighting.key in self._ending:
             return Decision(Action.KILL, "its end is under way")
-        return self._decide(case, now)
+        pending = case.judgement.verdict is Verdict.PENDING
+        return self._decide(case, now + self._grace(case) if pending else now)
 
     def _decide(self, case: Case, now: float) -> Decision:
         local = time.localtime()
@@ -426,9 +428,10 @@ class Daemon:
                 return before
             refused = self._unwanted(case)
             outcome = Outcome(False, refused=refused) if refused else await self._reaper.resume(estate, self._denied)
-        if not outcome.refused or outcome.refused != before:
+        waits = outcome.refused or unfinished(outcome)
+        if not waits or waits != before:
             self._tell_resumed(case, outcome)
-        return outcome.refused
+        return waits
 
     def _tell_resumed(self, case: Case, outcome: Outcome) -> None:
         done = outcome.ended and not outcome.left
@@ -441,7 +444,7 @@ class Daemon:
 
     def _case_of(self, estate: Estate) -> Case:
         """The container of an interrupted end. Blocks: who it was is read from what is left of it."""
-        sighting = estate.sighting(proc.now())
+        sighting = estate.whole_sighting(proc.now())
         judgement = Judgement(Verdict.ORPHAN, "its end was interrupted", estate.kind)
         return Case(sighting, (), judgement, identify(sighting, self._bench.data_roots()))
 

@@ -17,7 +17,7 @@ from typing import Any, Optional
 from orphand import cgroupfs, mounts
 from orphand.bundles import Disk
 from orphand.errors import ProcError
-from orphand.model import Init, Kind, ProcessId, Sighting
+from orphand.model import Generation, Init, Kind, ProcessId, Shim, Sighting
 from orphand.proc import Proc, read_up_to
 
 RUNTIMES = ("io.containerd.runtime.v2.task", "io.containerd.runtime.v1.linux")
@@ -87,6 +87,18 @@ class Estate:
         shim = (self.shim,) if self.shim and self.kind is Kind.DISOWNED else ()
         inits = tuple(Init(process, self.container_id, "") for process in (*self.inits, *shim))
         return Sighting(self.container_id, self.namespace, self.address, None, inits, seen_at)
+
+    def whole_sighting(self, seen_at: float) -> Sighting:
+        """The container as it was before its end: what people are told of it, and know it by."""
+        inits = tuple(Init(process, self.container_id, "") for process in self.inits)
+        return Sighting(self.container_id, self.namespace, self.address, self._whole_shim(), inits, seen_at)
+
+    def _whole_shim(self) -> Optional[Shim]:
+        if self.shim is None:
+            return None
+        generation = Generation.V1 if f"/{RUNTIMES[1]}/" in self.bundle else Generation.RUNC_V2
+        whose = (self.namespace, self.container_id, self.address)
+        return Shim(self.shim, generation, "", *whose, self.bundle, ppid=0)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that from_json reads."""

@@ -13,7 +13,7 @@ from orphand.settings import Kill, Match, Policy, Rule, Window
 
 HOUR_SECONDS = 3600.0
 DAY_MINUTES = 24 * 60
-NO_MEMORY = "within scan.settle of a first start none begins, since those of the last hour are not known"
+NO_MEMORY = "within scan.settle of a start without a memory none begins, since those of the last hour are not known"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Callable, Optional, TypeVar
 
 from orphand import cgroupfs, cleanup
 from orphand.authorities.containerd import RECORD, Containerd
-from orphand.authorities.containerd_api import NOT_FOUND, CallFailed, Task, TaskStatus
+from orphand.authorities.containerd_api import GARBAGE, NOT_FOUND, CallFailed, Task, TaskStatus
 from orphand.endings import all_exited, container_children, dependent, exited, is_deaf
 from orphand.errors import Denied, Gone, OrphandError, ProcError
 from orphand.estate import Estate, survey
@@ -37,7 +37,7 @@ VANISH_SECONDS = 1.0  # for the rest of a pid namespace to go after its init
 ENGINE_TRIES = 20  # of a delete: containerd refuses it until it has seen the exit
 ENGINE_PAUSE_SECONDS = 0.25
 DEADLINE = "DEADLINE_EXCEEDED"
-SILENT = frozenset({DEADLINE, "UNAVAILABLE", "CANCELLED"})  # gRPC's codes where containerd itself has not answered
+NO_ANSWER = frozenset({DEADLINE, GARBAGE})
 MAX_SAID = 20
 ASK_TRIES = 3  # when an engine does not answer in the middle of an end
 ASK_PAUSE_SECONDS = 2.0
@@ -369,23 +369,28 @@ class _End:
         return task
 
     async def _end_task(self, engine: Containerd) -> None:
-        estate = self._estate
+        inits = self._estate.inits
+        if not await self._signalled(engine, signal.SIGTERM):
+            await self._no_objection()
+            await self._end_init()
+        elif not await self._term_worked(inits):
+            await self._no_objection()
+            await self._own_task(engine)
+            if await self._signalled(engine, signal.SIGKILL):
+                await all_exited(inits, KILL_SECONDS, self._proc)
+        await self._end_rest()
+
+    async def _signalled(self, engine: Containerd, number: signal.Signals) -> bool:
+        """Whether containerd has signalled its task: the init with TERM, all of its processes with KILL."""
+        name, every = self._estate.container_id, number == signal.SIGKILL
         try:
-            await self._blocking(lambda: engine.kill(estate.namespace, estate.container_id, signal.SIGTERM))
-            self._say("containerd: TERM to its task")
-            if not await self._term_worked(estate.inits):
-                await self._no_objection()
-                await self._own_task(engine)
-                await self._blocking(
-                    lambda: engine.kill(estate.namespace, estate.container_id, signal.SIGKILL, every=True)
-                )
-                self._say("containerd: KILL to all processes of its task")
-                await all_exited(estate.inits, KILL_SECONDS, self._proc)
+            await self._blocking(lambda: engine.kill(self._estate.namespace, name, number, every=every))
         except CallFailed as failure:
             if failure.code != NOT_FOUND:
                 self._say(f"containerd could not signal it: {failure}")
-                await self._end_init()
-        await self._end_rest()
+            return False
+        self._say(f"containerd: {'KILL to all processes of' if every else 'TERM to'} its task")
+        return True
 
     async def _delete_task(self, engine: Containerd) -> None:
         """Through its shim where containerd is there, but can't: then containerd drops what it has of the task itself.
@@ -396,12 +401,14 @@ class _End:
             await self._delete(engine.delete_task, "task")
         except CallFailed as failure:
             shim = self._estate.doomed_shim
-            if self._estate.kind is not Kind.ENGINE_ORPHAN or shim is None or failure.code in SILENT:
+            if self._estate.kind is not Kind.ENGINE_ORPHAN or shim is None or failure.code in NO_ANSWER:
                 raise
             if await self._blocking(lambda: bool(cleanup.living(self._estate, self._proc))):
                 raise
             self._say(f"containerd could not delete its task: {failure}")
-            await self._end_shim(shim)
+            await self._end_shim(shim)  # which asks everybody again, containerd too
+            await self._no_objection()
+            await self._own_task(engine)
             await self._delete(engine.delete_task, "task")
 
     async def _delete(self, delete: Callable[[str, str], None], what: str) -> None:

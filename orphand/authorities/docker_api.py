@@ -162,7 +162,11 @@ class Client:
         if absence:
             raise Silence(absence, fatal=True)
         connection = _BoundedSocket(self._allowance)
-        connection.connect(self._path)
+        try:
+            connection.connect(self._path)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _drop(self) -> None:

@@ -69,7 +69,7 @@ class Story:
             if told is None or (told.kind is not kind and told.action is not Action.KILL):
                 told = _Told(case, kind)
                 if verdict is Verdict.PENDING:
-                    self._report(Topic.SUSPECTED, words.suspected(case, grace(case), decision.action), case)
+                    self._report(Topic.SUSPECTED, words.suspected(case, grace(case), decision), case)
             if verdict is Verdict.ORPHAN and told.action is not decision.action:
                 self._report(Topic.ORPHANED, words.orphaned(case, decision), case, action=decision.action.value)
                 told = replace(told, action=decision.action)

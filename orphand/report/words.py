@@ -70,13 +70,13 @@ def _argument(case: Case) -> str:
     return str(case.sighting.processes[0].pid) if case.sighting.processes else "ID"
 
 
-def suspected(case: Case, grace: float, action: Action) -> str:
-    """The first look that finds it orphaned."""
+def suspected(case: Case, grace: float, decision: Decision) -> str:
+    """The first look that finds it orphaned. `decision`: what will be done when its grace is over."""
     then = {
         Action.KILL: "it will be ended",
         Action.ALERT: "it is an orphan for a person to see to",
-        Action.LOG: "it is an orphan; the policy only logs",
-    }[action]
+        Action.LOG: f"it is an orphan, and nothing is done ({masked(decision.reason, REASON_LIMIT)})",
+    }[decision.action]
     return (
         f"suspected orphan: {who(case)}: {evidence(case)}; "
         f"if every look agrees for {span(grace)}, {then} ({explain_hint(case)})"

@@ -69,7 +69,7 @@ def test_each_sentence_is_one_bounded_line(
     case: Case, text: str, action: Action, outcome: Outcome, width: int, seconds: float
 ) -> None:
     lines = [
-        words.suspected(case, seconds, action),
+        words.suspected(case, seconds, Decision(action, text)),
         words.orphaned(case, Decision(action, text)),
         words.ending(case, text),
         words.ended(case, outcome, seconds),

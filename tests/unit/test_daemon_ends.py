@@ -13,10 +13,22 @@ import pytest
 from orphand import proc
 from orphand.daemon import Daemon
 from orphand.estate import Estate
-from orphand.model import Action, Case, Init, Judgement, Kind, Outcome, ProcessId, Sighting, Verdict
+from orphand.model import (
+    Action,
+    Case,
+    Generation,
+    Init,
+    Judgement,
+    Kind,
+    Outcome,
+    ProcessId,
+    Shim,
+    Sighting,
+    Verdict,
+)
 from orphand.policy import Budget
 from orphand.report.alerts import Event
-from orphand.report.story import Story
+from orphand.report.story import Story, container_key
 from orphand.report.topics import Topic
 from orphand.settings import Match, Policy, Rule, Settings, Window
 from orphand.state import Hold, State, write_hold
@@ -164,6 +176,7 @@ def test_what_would_not_be_begun_today_is_not_gone_on_with(
         (Outcome(True), Topic.ENDED, Event.ENDED),
         (Outcome(True, left=("shim 7",)), Topic.END_FAILED, Event.END_FAILED),
         (Outcome(False, refused="no answer"), Topic.END_FAILED, None),
+        (Outcome(False, left=("stopped: no answer",)), Topic.END_FAILED, Event.END_FAILED),
     ],
 )
 def test_an_end_that_is_gone_on_with_is_told_as_any_other(
@@ -174,9 +187,27 @@ def test_an_end_that_is_gone_on_with_is_told_as_any_other(
     daemon._report = lambda topic, message, case=None, **_: told.append((topic, case))
     daemon._alerts.send = lambda event, message, case, action: sent.append((event, case))  # type: ignore[method-assign]
     daemon._reaper = StandIn(outcome)  # type: ignore[assignment]
-    assert asyncio.run(daemon._resume_end(ESTATE.name, ESTATE.to_json(), "")) == outcome.refused
+    waits = outcome.refused or next((left for left in outcome.left if left.startswith("stopped: ")), "")
+    assert asyncio.run(daemon._resume_end(ESTATE.name, ESTATE.to_json(), "")) == waits  # "": it is over
+    if waits:  # tried again with each look, and told once
+        assert asyncio.run(daemon._resume_end(ESTATE.name, ESTATE.to_json(), waits)) == waits
     assert [(t, c and (c.sighting.container_id, c.judgement.kind)) for t, c in told] == [(topic, (ID, ESTATE.kind))]
     assert [(e, c.sighting.container_id) for e, c in sent] == ([(event, ID)] if event else [])
+
+
+def test_whoever_was_told_of_it_knows_it_again_after_a_restart(daemon: Daemon) -> None:
+    """The alert that it is ended closes the one that told of it."""
+    shim = Shim(ProcessId(4000001, 4), Generation.RUNC_V2, "/usr/bin/x", "moby", ID, "/c.sock", "/nowhere", 1)
+    live = replace(orphan().sighting, shim=shim)
+    assert container_key(daemon._case_of(replace(ESTATE, shim=shim.process)).sighting) == container_key(live)
+    assert container_key(daemon._case_of(ESTATE).sighting) == container_key(orphan().sighting)
+
+
+def test_a_pending_one_is_told_what_will_be_done_when_its_grace_is_over(daemon: Daemon) -> None:
+    case = replace(orphan(), judgement=Judgement(Verdict.PENDING, "because", Kind.SHIMLESS))
+    daemon._state = State("b", Budget(closed_until=proc.now() + 60.0))
+    assert daemon._intent(orphan(), proc.now()).action is Action.LOG
+    assert daemon._intent(case, proc.now()).action is Action.KILL
 
 
 def test_a_hold_stops_an_end_that_has_begun(daemon: Daemon, tmp_path: Path) -> None:

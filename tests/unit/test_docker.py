@@ -279,6 +279,21 @@ def test_an_engine_that_ends_between_the_look_and_the_question_is_not_asked(
     assert server.asked == []
 
 
+def test_a_connection_that_fails_is_closed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when the garbage is collected: an engine with a full backlog is tried again and again."""
+    made: list[socket.socket] = []
+    init = docker_api._BoundedSocket.__init__
+
+    def remember(self: socket.socket, *arguments: Any) -> None:
+        init(self, *arguments)  # type: ignore[arg-type]
+        made.append(self)
+
+    monkeypatch.setattr(docker_api._BoundedSocket, "__init__", remember)
+    with pytest.raises(Silence):
+        docker_api.Client(str(tmp_path / "absent"), MOMENT).get("/info", 100)
+    assert [connection.fileno() for connection in made] == [-1]
+
+
 def test_an_id_that_would_be_taken_as_a_name_is_not_sent(server: DockerServer) -> None:
     for odd in ("web", ID[:12], ID.upper(), "../../../etc", ID + "\n", f"{ID}/json?x="):
         assert ask(server, sighting(odd))[odd].claim is Claim.UNAVAILABLE

@@ -59,7 +59,7 @@ def test_a_first_start_is_not_called_a_spent_budget() -> None:
     brakes = Brakes(budget_closed=budget.closed(49.0), budget_left=budget.left(49.0, 10))
     decision = policy.decide(case(), KILL, brakes)
     assert decision.action is Action.LOG
-    assert "which waits: within scan.settle of a first start" in decision.reason
+    assert "which waits: within scan.settle of a start without a memory" in decision.reason
     assert not budget.closed(50.0)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from orphand import reaper
 from orphand.authorities.containerd import RECORD
-from orphand.authorities.containerd_api import Task, TaskStatus
+from orphand.authorities.containerd_api import CallFailed, Task, TaskStatus
 from orphand.errors import Gone
 from orphand.estate import Estate
 from orphand.model import (
@@ -255,6 +255,39 @@ def test_a_task_of_the_same_name_that_was_made_since_is_not_killed(stage: Stage,
     outcome = stage.end(case, case)
     assert engine.told == ["SIGTERM"]
     assert outcome.left[0] == f"stopped: containerd's task is process {sleeper.pid + 1}, which was not sighted"
+
+
+class Mute(ByName):
+    """A containerd that has the task and can't signal it: its bundle is gone, or it falls silent."""
+
+    def __init__(self, code: str, *pids: int) -> None:
+        super().__init__(*pids)
+        self.code = code
+
+    def kill(self, namespace: str, container_id: str, number: int, every: bool = False) -> None:
+        raise CallFailed("Kill", self.code, "unable to retrieve OCI runtime error")
+
+    def delete_task(self, namespace: str, container_id: str) -> None:
+        self.told.append("task deleted")
+
+    def delete_container(self, namespace: str, container_id: str) -> None:
+        self.told.append("container deleted")
+
+
+@pytest.mark.parametrize("code", ["UNKNOWN", "DEADLINE_EXCEEDED", "NOT_FOUND"])
+@pytest.mark.parametrize("objection", ["", "no answer from containerd"])
+def test_what_containerd_cant_signal_gets_term_only_if_still_nobody_objects(
+    stage: Stage, sleeper: ProcessId, code: str, objection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reaper, "KILL_SECONDS", 0.1)  # its signals are only written down
+    engine = Mute(code, sleeper.pid, sleeper.pid)
+    stage.containerd = lambda address: engine  # type: ignore[method-assign]
+    stage.reaper._containerd = stage.containerd
+    case = orphan(sleeper, kind=Kind.ENGINE_ORPHAN, shim=None, inits=(Init(sleeper, ID, f"/docker/{ID}"),))
+    outcome = stage.end(case, case, objection)
+    assert (sleeper.pid, signal.SIGTERM) in stage.proc.sent or objection
+    assert (stage.proc.sent, engine.told) == ([], []) or not objection
+    assert unfinished(outcome).removeprefix("stopped: ") == objection or not objection
 
 
 @pytest.fixture

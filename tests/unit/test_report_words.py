@@ -51,7 +51,7 @@ def case(orphan: bool = False, identity: Identity = WEB, sighting: Sighting = SI
 
 
 def test_a_suspicion_says_who_why_what_next_and_which_command() -> None:
-    assert words.suspected(case(), 120.0, Action.KILL) == (
+    assert words.suspected(case(), 120.0, Decision(Action.KILL, "default policy")) == (
         "suspected orphan: web (ab12cd34ef56, image nginx:1.25): leaked-shim, unknown to docker (No such container), "
         "unknown to containerd; if every look agrees for 120 s, it will be ended (orphand explain ab12cd34ef56)"
     )
@@ -102,7 +102,7 @@ def test_a_name_can_not_pass_for_words_of_ours(identity: Identity, name: str) ->
 
 def test_a_hint_never_holds_what_a_shell_would_run() -> None:
     forged = replace(SIGHTING, container_id="$(reboot); x")
-    told = words.suspected(case(sighting=forged), 120.0, Action.LOG)
+    told = words.suspected(case(sighting=forged), 120.0, Decision(Action.LOG, "default policy"))
     assert told.endswith("(orphand explain 4711)")
     named = replace(SIGHTING, container_id="demo-1")
     assert words.explain_hint(case(sighting=named)) == "orphand explain demo-1"
@@ -171,7 +171,7 @@ def everything(of: Case) -> list[str]:
     survey = Survey((of,), 1.0, blind=(EVIL,))
     outcome = Outcome(False, refused=EVIL, left=(EVIL,))
     return [
-        words.suspected(of, 120.0, Action.KILL),
+        words.suspected(of, 120.0, Decision(Action.LOG, EVIL)),
         words.orphaned(of, Decision(Action.KILL, EVIL)),
         words.ending(of, EVIL),
         words.ended(of, outcome, 1.0),

@@ -281,7 +281,7 @@ def _reap(arguments: argparse.Namespace) -> int:
         print(json.dumps(outcome_form(outcome)))
     else:
         print(words.ended_by_hand(case, outcome))
-    return OK if outcome.ended and not outcome.left else ERROR
+    return OK if outcome.complete else ERROR
 
 
 def _mind_the_hold(unasked: bool) -> None:
@@ -352,13 +352,7 @@ async def _end(eyes: Eyes, case: Case, settings: Settings) -> Outcome:
             )
         report(Topic.ENDING, f"`orphand reap` by {_who()}", case)
         outcome = await reaper.end(case, again, denied)
-    topic = (
-        Topic.END_REFUSED
-        if outcome.refused
-        else Topic.ENDED
-        if outcome.ended and not outcome.left
-        else Topic.END_FAILED
-    )
+    topic = Topic.END_REFUSED if outcome.refused else Topic.ENDED if outcome.complete else Topic.END_FAILED
     from orphand.report import words
 
     report(topic, words.ended_by_hand(case, outcome), case)

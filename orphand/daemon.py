@@ -76,6 +76,7 @@ class Daemon:
         self._config_sources = sources
         self._runtime_dir = runtime_dir
         self._status_file = runtime_dir / "status.json"
+        self._state_file = runtime_dir / "state.json"
         self._state_dir = state_dir
         self._notify = Notifier()
         self._watchdog = watchdog_interval()
@@ -137,10 +138,6 @@ class Daemon:
 
     def _engine_names(self) -> list[str]:
         return [f"{engine.name} {engine.address}".strip() for engine in self._bench.engines()]
-
-    @property
-    def _state_file(self) -> Path:
-        return self._runtime_dir / "state.json"
 
     # Looking
 
@@ -352,13 +349,16 @@ class Daemon:
             self._report(Topic.END_REFUSED, words.end_refused(case, outcome), case)
             return
         self._story.forget(case.sighting)
-        if outcome.ended and not outcome.left:
-            topic, event, message = Topic.ENDED, Event.ENDED, words.ended(case, outcome, seconds)
-        else:
-            topic, event, message = Topic.END_FAILED, Event.END_FAILED, words.end_failed(case, outcome)
+        message = words.ended(case, outcome, seconds) if outcome.complete else words.end_failed(case, outcome)
+        self._tell_end(case, outcome, message)
+
+    def _tell_end(self, case: Case, outcome: Outcome, message: str) -> None:
+        """A record of how far it came, and an alert unless nothing was sent."""
+        topic, event = (Topic.ENDED, Event.ENDED) if outcome.complete else (Topic.END_FAILED, Event.END_FAILED)
         self._report(topic, message, case)
-        self._alerts.send(event, message, case, Action.KILL)
-        self._save_alerted()
+        if not outcome.refused:
+            self._alerts.send(event, message, case, Action.KILL)
+            self._save_alerted()
 
     async def _again(self, case: Case) -> Optional[Case]:
         """Right before a signal: the container now, and whether an admin's hold or exemption has come between."""
@@ -414,33 +414,25 @@ class Daemon:
             self._report(Topic.TROUBLE, f"the record of the end of {name} is damaged ({error}): it is dropped")
             self._save(with_end(self._state, name, None))
             return ""
-        case = await asyncio.to_thread(self._case_of, estate)
         with locked(self._runtime_dir / "reap.lock") as free:
             if not free:
                 return before or "another end is under way"
             alive = await asyncio.to_thread(cleanup.anybody, estate, proc.Proc())
-            if not set(alive).isdisjoint(estate.inits or ([estate.shim] if estate.shim else [])):
+            begun = set(alive).isdisjoint(estate.inits or ([estate.shim] if estate.shim else []))
+            if begun and before and alive:
+                return before
+            case = await asyncio.to_thread(self._case_of, estate)
+            if not begun:
                 self._save(with_end(self._state, name, None))
                 message = f"the interrupted end of container {estate.container_id[:12]} had ended nothing yet"
                 self._report(Topic.END_REFUSED, f"{message}: it is judged anew", case)
                 return ""
-            if before and alive:
-                return before
             refused = self._unwanted(case)
             outcome = Outcome(False, refused=refused) if refused else await self._reaper.resume(estate, self._denied)
         waits = outcome.refused or unfinished(outcome)
         if not waits or waits != before:
-            self._tell_resumed(case, outcome)
+            self._tell_end(case, outcome, words.resumed_end(case, outcome))
         return waits
-
-    def _tell_resumed(self, case: Case, outcome: Outcome) -> None:
-        done = outcome.ended and not outcome.left
-        topic, event = (Topic.ENDED, Event.ENDED) if done else (Topic.END_FAILED, Event.END_FAILED)
-        message = words.resumed_end(case, outcome)
-        self._report(topic, message, case)
-        if not outcome.refused:
-            self._alerts.send(event, message, case, Action.KILL)
-            self._save_alerted()
 
     def _case_of(self, estate: Estate) -> Case:
         """The container of an interrupted end. Blocks: who it was is read from what is left of it."""

@@ -210,6 +210,11 @@ class Outcome:
     steps: tuple[str, ...] = ()  # what was done, in order
     left: tuple[str, ...] = ()  # what remains, and what to do by hand
 
+    @property
+    def complete(self) -> bool:
+        """Nothing of it is left: no process, and nothing else."""
+        return self.ended and not self.left
+
 
 @dataclass(frozen=True)
 class Survey:

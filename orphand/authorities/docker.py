@@ -82,13 +82,12 @@ class Docker:
 
     def meet(self, engine: Engine) -> None:
         """The engine as it was found in this look. Another process: forget what the one before it said."""
-        if engine.process != self.engine.process or engine.socket != self.engine.socket:
+        before, self.engine = self.engine, engine
+        if engine.process != before.process or engine.socket != before.socket:
             self.close()
-            self.engine = engine
             self._client = self._new_client()
             self._facts = None
             self._listed_at = float("-inf")
-        self.engine = engine
 
     def close(self) -> None:
         """Hang up."""

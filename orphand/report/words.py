@@ -226,7 +226,7 @@ def resumed_end(case: Case, outcome: Outcome) -> str:
     subject = f"the interrupted end of {who(case)}"
     if outcome.refused:
         return f"{subject} is not gone on with: {masked(outcome.refused, REASON_LIMIT)}"
-    if outcome.ended and not outcome.left:
+    if outcome.complete:
         return f"{subject} is finished: nothing of it is left"
     return f"{subject} could not be finished: still there: {left(outcome)}"
 
@@ -235,6 +235,6 @@ def ended_by_hand(case: Case, outcome: Outcome) -> str:
     """What `orphand reap` came to."""
     if outcome.refused:
         return end_refused(case, outcome)
-    if outcome.ended and not outcome.left:
+    if outcome.complete:
         return f"ended {who(case)}: no process of it is left, and nothing else"
     return end_failed(case, outcome)

@@ -192,10 +192,10 @@ class Daemon:
 
     def _conclude(self, survey: Survey, now: float) -> None:
         settings = self._settings
-        exempted = [replace(c, judgement=policy.exempted(c, settings.policy)) for c in survey.cases]
+        exempted = [_judged(c, policy.exempted(c, settings.policy)) for c in survey.cases]
         judgements = {c.sighting.key: c.judgement for c in exempted}
         self._history = judge.remember(self._history, judgements, now, self._max_gap)
-        cases = tuple(replace(c, judgement=self._ripened(c, now)) for c in exempted)
+        cases = tuple(_judged(c, self._ripened(c, now)) for c in exempted)
         before, self._cases = self._cases, {c.sighting.key: c for c in cases}
         survey = replace(survey, cases=cases)
         self._watch_hold()
@@ -294,8 +294,8 @@ class Daemon:
 
     def _clear_alerts(self, before: Mapping[tuple[str, ...], Case]) -> None:
         """Tell of each that was alerted and is no suspect any more; Alerts knows which were."""
-        here = {container_key(case.sighting): case for case in self._cases.values()}
-        for key, case in before.items():
+        here = {container_key(case.sighting): case for case in self._cases.values()} if self._alerts.any_open else {}
+        for key, case in before.items() if self._alerts.any_open else ():
             now = here.get(container_key(case.sighting))
             if key in self._ending:
                 continue
@@ -562,6 +562,10 @@ def _freeze() -> None:
     gc.collect()
     gc.freeze()
     gc.collect()
+
+
+def _judged(case: Case, judgement: Judgement) -> Case:
+    return case if judgement is case.judgement else replace(case, judgement=judgement)
 
 
 def _without_own_record(estate: Estate, testimonies: Sequence[Testimony]) -> tuple[Testimony, ...]:

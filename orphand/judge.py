@@ -146,8 +146,7 @@ def protect_siblings(looks: Sequence[tuple[Sighting, Judgement]]) -> list[Judgem
     verdicts: dict[tuple[str, str, str], set[Verdict]] = defaultdict(set)
     for sighting, judgement in looks:
         verdicts[sighting.name].add(judgement.verdict)
-    vetoes = (_sibling_veto(s, j, verdicts) for s, j in looks)
-    return [j if veto == j.veto else replace(j, veto=veto) for (_, j), veto in zip(looks, vetoes)]
+    return [_with_veto(j, _sibling_veto(s, j, verdicts)) for s, j in looks]
 
 
 def _sibling_veto(
@@ -170,7 +169,11 @@ def protect_dependents(looks: Sequence[tuple[Sighting, Judgement]], everybody: S
     With docker run --pid=container:X the other lives in X's pid namespace, all of which the kernel kills with X's
     init (pid_namespaces(7)). What hangs on its cgroup, the sightings say.
     """
-    return [replace(j, veto=_dependent_veto(s, j, everybody)) for s, j in looks]
+    return [_with_veto(j, _dependent_veto(s, j, everybody)) for s, j in looks]
+
+
+def _with_veto(judgement: Judgement, veto: str) -> Judgement:
+    return judgement if veto == judgement.veto else replace(judgement, veto=veto)
 
 
 def _dependent_veto(sighting: Sighting, judgement: Judgement, everybody: Sequence[Sighting]) -> str:

@@ -10,9 +10,10 @@ from typing import Optional
 
 from orphand import judge
 from orphand.authorities.bench import Bench
-from orphand.model import SUSPECTS, Case, Identity, Judgement, Sighting, Survey, Testimony
+from orphand.model import SUSPECTS, Case, Identity, Judgement, Sighting, Survey, Testimony, Verdict
 from orphand.sightings import Looker
 
+SETTLED = frozenset({Verdict.MANAGED, Verdict.FOREIGN})
 Identify = Callable[[Sighting], Identity]
 
 
@@ -29,18 +30,31 @@ class Scanner:
         self._identify = identify
         self._one_at_a_time = threading.Lock()
         self._identities: dict[tuple[str, ...], Identity] = {}
+        self._last: Optional[Survey] = None
 
     def look(self, full: bool = False, everybody: bool = False, quiet_since: Optional[float] = None) -> Survey:
         """Everything on the node. `full` sweeps /proc; `everybody` names managed containers too, not only suspects.
 
-        `quiet_since`: no trigger made this look, and the engines' events are followed since then (boot clock).
+        `quiet_since`: no trigger made this look, and the engines' events are followed since then (boot clock). Where
+        nothing has changed on the node either, the last look is still true, and is given again.
         """
         with self._one_at_a_time:
+            if self._last and not (full or everybody or quiet_since is None) and self._holds(self._last, quiet_since):
+                return replace(self._last, seen_at=self._looker.seen_at, complete=False)
+            self._last = None
             sightings = self._looker.look(full)
             cases = self._cases(sightings, sightings, everybody, quiet_since)
             self._forget_all_but(case.sighting.key for case in cases)
             seen_at = min((s.seen_at for s in sightings), default=self._looker.seen_at)
-            return Survey(tuple(cases), seen_at, complete=full, blind=tuple(self._looker.blind))
+            survey = Survey(tuple(cases), seen_at, complete=full, blind=tuple(self._looker.blind))
+            self._last = None if everybody else survey
+            return survey
+
+    def _holds(self, survey: Survey, quiet_since: float) -> bool:
+        """Whether that look is still true: all is as it was, and Docker knows all of what could be orphaned."""
+        settled = all(c.judgement.verdict in SETTLED for c in survey.cases)
+        sightings = [c.sighting for c in survey.cases]
+        return settled and self._looker.nothing_new() and self._bench.knows_still(sightings, quiet_since)
 
     def again(self, case: Case) -> Optional[Case]:
         """The same container now, with every answer new; None if it is gone or its processes are others.
@@ -109,6 +123,8 @@ def _judge(
     sightings: Sequence[Sighting], heard: Mapping[tuple[str, ...], tuple[Testimony, ...]], seen: Sequence[Sighting]
 ) -> list[Judgement]:
     concluded = judge.conclude_all([(s, heard.get(s.key, ())) for s in sightings])
+    if SUSPECTS.isdisjoint(j.verdict for j in concluded):
+        return concluded
     protected = judge.protect_siblings(list(zip(sightings, concluded)))
     return judge.protect_dependents(list(zip(sightings, protected)), seen)
 

@@ -130,12 +130,31 @@ class Bench:
         routes = {s.key: ways[s.address, s.namespace] for s in judged}
         answers = self._ask(judged, routes, Role.OWNER, until)
         if not everybody:
-            routes.update((s.key, routes[s.key].owners_only()) for s in _settled(judged, routes, answers))
+            settled = {way: route.owners_only() for way, route in ways.items()}
+            routes.update((s.key, settled[s.address, s.namespace]) for s in _settled(judged, routes, answers))
         answers.update(self._ask(judged, routes, Role.KEEPER, until))
         heard = {s.key: self._gather(s, routes[s.key], answers, asked_at) for s in judged}
         self._serving = tuple(self._state(address) for address in self._servers)
         self._denied = any(t.claim in DENIALS for said in heard.values() for t in said)
         return {**{s.key: () for s in sightings}, **heard}
+
+    def knows_still(self, sightings: Sequence[Sighting], quiet_since: float) -> bool:
+        """Whether for all of them some Docker's last list still tells a yes, so that nobody need be asked.
+
+        `quiet_since`: see Docker.ask.
+        """
+        with self._lock:
+            if self._next_settings is not None:
+                return False
+            ids: dict[tuple[str, str], list[str]] = {}
+            for sighting in sightings:
+                if not sighting.foreign:
+                    ids.setdefault((sighting.address, sighting.namespace), []).append(sighting.container_id)
+            return all(self._is_known(address, namespace, i, quiet_since) for (address, namespace), i in ids.items())
+
+    def _is_known(self, address: str, namespace: str, ids: Sequence[str], quiet_since: float) -> bool:
+        dockers = (d for d in self._dockers_of(address) if _part(d, namespace) == CONTAINERS)
+        return any(docker.knows_still(ids, quiet_since) for docker in dockers)
 
     def data_roots(self) -> tuple[str, ...]:
         """Docker's data-roots."""
@@ -186,7 +205,8 @@ class Bench:
         thorough = due and (homeless or self._denied or self._searched_at == float("-inf"))
         if thorough:
             self._searched_at = now
-        found = _by_socket(self._finder.look(thorough))
+        shims = {s.shim.process.pid for s in sightings if s.shim}
+        found = _by_socket(self._finder.look(thorough, shims))
         for socket, docker in list(self._dockers.items()):
             if socket not in found and not self._crew.is_busy(socket):
                 docker.close()

@@ -115,6 +115,18 @@ class Docker:
         """
         return self._hear(sightings, lambda by_id, until: self._ask_containers(by_id, until, quiet_since))
 
+    def knows_still(self, ids: Sequence[str], quiet_since: float) -> bool:
+        """Whether its last list tells a yes for each of these, none of which several claim. `quiet_since`: see ask."""
+        process = self.engine.process
+        return (
+            not self.engine.problem
+            and self._is_listed(self._clock(), quiet_since)
+            and len(set(ids)) == len(ids)
+            and all(self._listed.get(container_id) in CALM for container_id in ids)
+            and process is not None
+            and dockerd.process_id(process.pid, self._proc) == process
+        )
+
     def ask_plugins(self, sightings: Sequence[Sighting]) -> dict[str, Testimony]:
         """Container id -> what Docker says of it as a managed plugin."""
         return self._hear(sightings, self._ask_plugins)
@@ -201,8 +213,7 @@ class Docker:
     def _list(self, until: float, quiet_since: Optional[float]) -> None:
         """Refresh the list that a yes may be taken from. It is never evidence of a no."""
         now = self._clock()
-        quiet = quiet_since is not None and quiet_since < self._listed_at
-        if now - self._listed_at < (FOLLOWED_AGE if quiet else LIST_AGE):
+        if self._is_listed(now, quiet_since):
             return
         answer = self._client.get(LIST, LARGE, until)
         entries = answer.json() if answer.status == 200 else None
@@ -212,6 +223,11 @@ class Docker:
             e["Id"]: str(e.get("State")) for e in entries if isinstance(e, dict) and isinstance(e.get("Id"), str)
         }
         self._listed_at = now
+
+    def _is_listed(self, now: float, quiet_since: Optional[float]) -> bool:
+        """Whether the last list may still be taken a yes from."""
+        quiet = quiet_since is not None and quiet_since < self._listed_at
+        return now - self._listed_at < (FOLLOWED_AGE if quiet else LIST_AGE)
 
     def _ask_containers(
         self, by_id: Mapping[str, list[Sighting]], until: float, quiet_since: Optional[float]

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
@@ -28,6 +28,7 @@ SYSTEM_CONTAINERD = "/run/containerd/containerd.sock"
 CONTAINERD_NAMES = ("containerd.sock", "docker-containerd.sock")  # the second: Docker 17.12 to 18.06
 CONFIG_LIMIT = 1 << 20
 CHOICES = frozenset({"containerd", "containerd-namespace", "containerd-plugins-namespace"})
+_INIT = ProcessId(1, 0)
 TICKS = os.sysconf("SC_CLK_TCK")
 REMAPPED = re.compile(r"\d+\.\d+")  # the last part of a data-root under userns-remap: UID.GID
 
@@ -112,11 +113,14 @@ class Finder:
         """Those that the last thorough look found and that still run."""
         return tuple(s for s in self._strangers if process_id(s.process.pid, self._proc) == s.process)
 
-    def look(self, thorough: bool = True) -> list[Engine]:
-        """All engines that are configured, or else found. Not `thorough`: only known ones and children of PID 1."""
+    def look(self, thorough: bool = True, shims: Container[int] = ()) -> list[Engine]:
+        """All engines that are configured, or else found. Not `thorough`: only known ones and children of PID 1.
+
+        `shims`: the pids of those, which are most of PID 1's children on a busy node.
+        """
         if self._configured is not None and not self._configured:
             return []
-        pids = all_pids(self._proc) if thorough else self._likely()
+        pids = all_pids(self._proc) if thorough else (p for p in self._likely() if p not in shims)
         dockerds = dict.fromkeys(filter(None, (named(pid, "dockerd", self._proc) for pid in pids)))
         own = [p for p in dockerds if is_hosts_own(p.pid, self._proc, self._host)]
         if thorough:
@@ -217,8 +221,8 @@ class Finder:
         return replace(engine, containerd=wanted.containerd, doubt="")
 
     def _holder(self, socket: str, found: Mapping[ProcessId, Engine]) -> Optional[Engine]:
-        holders = listeners.holders(listeners.listening_inodes(socket, self._proc), found, self._proc)
-        return found[holders[0]] if holders else None
+        inodes = listeners.listening_inodes(socket, self._proc)
+        return next((e for p, e in found.items() if listeners.holds(inodes, p, self._proc)), None)
 
     def _why_nobody(self, socket: str) -> str:
         inodes = listeners.listening_inodes(socket, self._proc)
@@ -229,13 +233,15 @@ class Finder:
         return f"it is not a dockerd that listens on {socket}"
 
     def _held_by_init(self, inodes: frozenset[int]) -> bool:
-        return bool(listeners.holders(inodes, [ProcessId(1, 0)], self._proc))
+        return bool(listeners.holders(inodes, [_INIT], self._proc))
 
     def _stopped(self, found: Mapping[ProcessId, Engine]) -> Iterator[Engine]:
         """The usual socket, where systemd holds it for a dockerd that doesn't run."""
         for socket in {os.path.realpath(path): path for path in reversed(DEFAULT_SOCKETS)}.values():
             inodes = listeners.listening_inodes(socket, self._proc)
-            if inodes and not listeners.holders(inodes, found, self._proc) and self._held_by_init(inodes):
+            if not inodes or any(listeners.holds(inodes, process, self._proc) for process in found):
+                continue
+            if self._held_by_init(inodes):
                 yield Engine(socket, problem=stopped(socket))
                 return
 
@@ -261,7 +267,7 @@ def absence(engine: Engine, proc: Path = Path("/proc")) -> str:
         inodes = listeners.listening_inodes(path, proc)
     except OSError as error:
         return f"can't see who listens on {path}: {error.strerror}"
-    if not listeners.holders(inodes, [process], proc):
+    if not listeners.holds(inodes, process, proc):
         return f"dockerd (pid {process.pid}) no longer listens on {path}"
     return ""
 

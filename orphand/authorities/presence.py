@@ -78,7 +78,7 @@ class Server:
     def _still_there(self, inodes: frozenset[int]) -> Optional[ProcessId]:
         if self._last is None or start_of(self._last.pid, self._proc) != self._last.start:
             return None
-        held = listeners.holders(inodes, [self._last], self._proc)
+        held = listeners.holds(inodes, self._last, self._proc)
         return self._last if held and start_of(self._last.pid, self._proc) == self._last.start else None
 
     def _search(self, inodes: frozenset[int]) -> ProcessId:

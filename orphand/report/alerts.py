@@ -105,6 +105,11 @@ class Alerts:
         """What is open and was delivered, or will never be; to be kept over a restart, and given to the next Alerts."""
         return frozenset(self._open.difference(*(way.pending for way in self._ways.values())))
 
+    @property
+    def any_open(self) -> bool:
+        """Whether there is anything that could be cleared."""
+        return bool(self._open)
+
     def send(self, event: Event, message: str, case: Optional[Case] = None, action: Optional[Action] = None) -> bool:
         """Queue an alert, unless this one is open already. Returns at once; False if nothing was queued."""
         if not self._ways:

@@ -48,9 +48,10 @@ class Story:
         self, survey: Survey, decide: Callable[[Case], Decision], grace: Callable[[Case], float], now: float
     ) -> None:
         """Tell what has changed. `decide` and `grace` (seconds) are asked for suspects only; `now`: boot clock."""
-        for case in survey.cases:
-            self._tell(case, decide, grace, survey.complete)
-        self._tell_gone(survey)
+        if self._told or any(case.judgement.verdict in SUSPECTS for case in survey.cases):
+            for case in survey.cases:
+                self._tell(case, decide, grace, survey.complete)
+            self._tell_gone(survey)
         self._tell_silence(survey.cases, now)
 
     def forget(self, sighting: Sighting) -> None:

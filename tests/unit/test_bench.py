@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Optional
@@ -64,7 +64,7 @@ class FoundEngines:
         self.engines = list(engines)
         self.thorough: list[bool] = []
 
-    def look(self, thorough: bool = True) -> list[Engine]:
+    def look(self, thorough: bool = True, shims: Container[int] = ()) -> list[Engine]:
         self.thorough.append(thorough)
         return self.engines
 
@@ -122,6 +122,27 @@ def test_moby_is_asked_at_its_docker_and_at_its_containerd(server: DockerServer,
     (said,) = heard(made, sighting(address))
     assert summary(said) == [("owner", "unknown"), ("keeper", "unknown")]
     assert FakeContainerd.asked == [(address, "moby", (ID,), Role.KEEPER)]
+
+
+def test_only_what_a_docker_listed_is_known_still(server: DockerServer, address: str, tmp_path: Path) -> None:
+    server.answers[docker.LIST] = says("200 OK", [{"Id": ID, "State": "running"}])
+    made = make(SETTINGS, server.engine(containerd=address))
+    since = boot_clock() - 1.0
+    known, foreign = sighting(address), sighting(address, "k8s.io", OTHER, foreign="another's")
+    assert not made.knows_still([known], since), "nobody was asked yet"
+    heard(made, known)
+    assert made.knows_still([known, foreign], since)
+    assert made.knows_still([], since)
+    for other in (
+        sighting(address, container_id=OTHER),
+        sighting(address, "k8s.io"),
+        sighting(address, "plugins.moby"),
+        sighting(str(tmp_path / "second.sock")),
+        sighting("", ""),
+    ):
+        assert not made.knows_still([known, other], since)
+    made.reconfigure(SETTINGS)
+    assert not made.knows_still([known], since), "another configuration waits"
 
 
 def test_the_address_is_compared_as_a_socket(server: DockerServer, address: str, tmp_path: Path) -> None:

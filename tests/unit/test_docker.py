@@ -645,6 +645,34 @@ def test_a_yes_is_taken_from_the_last_list_while_the_events_are_followed(server:
         witness.close()
 
 
+def test_what_the_last_list_still_tells(server: DockerServer) -> None:
+    entries = [{"Id": ID, "State": "running"}, {"Id": OTHER, "State": "exited"}]
+    server.answers[docker.LIST] = says("200 OK", entries)
+    late = [0.0]
+    since = docker.boot_clock() - 1.0
+    witness = Docker(server.engine(), SCAN, clock=lambda: docker.boot_clock() + late[0])
+    try:
+        assert not witness.knows_still([ID], since), "there is no list yet"
+        witness.ask([sighting()], since)
+        late[0] = 60.0
+        assert witness.knows_still([ID], since)
+        assert witness.knows_still([], since)
+        assert not witness.knows_still([ID, ID], since), "several claim it"
+        assert not witness.knows_still([ID, OTHER], since)
+        assert not witness.knows_still([ID], docker.boot_clock() + 30.0), "its events were lost since"
+        late[0] = docker.FOLLOWED_AGE + 1.0
+        assert not witness.knows_still([ID], since)
+        late[0] = 60.0
+        engine = server.engine()
+        assert engine.process
+        witness.engine = replace(engine, process=replace(engine.process, start=1))
+        assert not witness.knows_still([ID], since), "its process has ended"
+        witness.engine = replace(engine, problem="it listens no more")
+        assert not witness.knows_still([ID], since)
+    finally:
+        witness.close()
+
+
 @pytest.mark.parametrize("later", [None, 10.0])
 def test_a_list_from_before_the_events_were_followed_is_made_anew(server: DockerServer, later: Optional[float]) -> None:
     """`later`: seconds after the first list at which its events began to be followed; None: they aren't."""

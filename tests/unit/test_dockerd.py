@@ -125,6 +125,17 @@ def test_options_of_the_command_line(program: Path, tmp_path: Path) -> None:
     assert (engine.proven, engine.doubt) == (False, "")
 
 
+def test_a_child_of_pid_1_that_is_a_shim_is_not_read(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(program, tmp_path / "docker.sock") as process:
+        found = finder(tmp_path)
+        monkeypatch.setattr(found, "_likely", lambda: iter([process.pid]))
+        assert process in [e.process for e in found.look(False)]
+        assert process not in [e.process for e in found.look(False, {process.pid})]
+        assert process in [e.process for e in found.look(True, {process.pid})]
+
+
 def test_a_containerd_that_nothing_tells_is_doubted(program: Path, tmp_path: Path) -> None:
     with running(program, tmp_path / "docker.sock") as process:
         assert "which containerd" in mine(finder(tmp_path).look(), process).doubt

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orphand.authorities import listeners, peers
+from orphand.authorities import dockerd, listeners, peers
 
 
 @contextlib.contextmanager
@@ -52,6 +52,21 @@ def test_a_name_with_a_newline_blinds_nobody(source: str, tmp_path: Path) -> Non
 def test_an_abstract_name(source: str) -> None:
     with bound("\0orphand-test") as inode:
         assert listeners.listening_inodes("@orphand-test") == {inode}
+
+
+def test_a_server_holds_its_socket_at_a_low_descriptor_or_a_high_one() -> None:
+    me = dockerd.process_id(os.getpid())
+    assert me
+    with socket.socket(socket.AF_UNIX) as low:
+        inode = frozenset({os.fstat(low.fileno()).st_ino})
+        assert listeners.holds(inode, me)
+        high = os.dup(low.fileno())
+        os.dup2(high, 400)
+        os.close(high)
+    assert listeners.holds(inode, me)
+    os.close(400)
+    assert not listeners.holds(inode, me)
+    assert not listeners.holds(frozenset(), me)
 
 
 def test_a_forged_line_adds_no_listener() -> None:

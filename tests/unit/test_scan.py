@@ -22,12 +22,18 @@ class Witness:
 
     def __init__(self, *known: str) -> None:
         self.known = known
+        self.asked = 0
+        self.quiet = True  # what a Docker's last list tells is still so
 
     def hear(
         self, sightings: Sequence[Sighting], everybody: bool = False, quiet_since: Optional[float] = None
     ) -> dict[tuple[str, ...], tuple[Testimony, ...]]:
+        self.asked += 1
         claims = {s.key: Claim.KNOWN if s.container_id in self.known else Claim.UNKNOWN for s in sightings}
         return {key: (Testimony("docker", claim, float("inf")),) for key, claim in claims.items()}
+
+    def knows_still(self, sightings: Sequence[Sighting], quiet_since: float) -> bool:
+        return self.quiet and all(s.container_id in self.known for s in sightings)
 
 
 @pytest.fixture
@@ -63,6 +69,54 @@ def test_an_orphan_in_a_managed_ones_pid_namespace_can_end(node: FakeNode) -> No
     shared_pid_namespace(node)
     orphan = next(c for c in scanner(node, A).look().cases if c.sighting.container_id == B)
     assert (orphan.judgement.verdict, orphan.judgement.veto) == (Verdict.PENDING, "")
+
+
+def quiet_node(node: FakeNode, *known: str) -> tuple[Scanner, Witness]:
+    """One container, that was looked at; nothing has changed since."""
+    node.v2_shim(50, A)
+    node.init(51, 50, A)
+    witness = Witness(*known)
+    eyes = Scanner(Looker(node.proc, node.disk), witness, lambda s: Identity())  # type: ignore[arg-type]
+    eyes.look(full=True)
+    return eyes, witness
+
+
+def test_where_nothing_has_changed_nobody_is_asked_again(node: FakeNode) -> None:
+    eyes, witness = quiet_node(node, A)
+    first = eyes.look()
+    same = eyes.look(quiet_since=1.0)
+    assert witness.asked == 2
+    assert (same.cases, same.complete) == (first.cases, False)
+    assert same.seen_at > first.seen_at
+    for asks in ({}, {"full": True, "quiet_since": 1.0}, {"everybody": True, "quiet_since": 1.0}):
+        before = witness.asked
+        eyes.look(**asks)  # type: ignore[arg-type]
+        assert witness.asked == before + 1
+    eyes.look(quiet_since=1.0)
+    assert witness.asked == 6, "a look that named everybody is another one than the daemon's"
+
+
+@pytest.mark.parametrize("what", ["a process ended", "a shim came", "Docker's list is old"])
+def test_what_has_changed_is_asked_for(node: FakeNode, what: str) -> None:
+    eyes, witness = quiet_node(node, A)
+    if what == "a process ended":
+        node.end(51)
+    elif what == "a shim came":
+        node.v2_shim(60, B)
+    else:
+        witness.quiet = False
+    survey = eyes.look(quiet_since=1.0)
+    assert witness.asked == 2
+    verdicts = {c.sighting.container_id: c.judgement.verdict for c in survey.cases}
+    assert verdicts.get(B, Verdict.PENDING) is Verdict.PENDING
+
+
+def test_a_suspect_is_asked_for_in_each_look(node: FakeNode) -> None:
+    eyes, witness = quiet_node(node)
+    for _ in range(2):
+        (case,) = eyes.look(quiet_since=1.0).cases
+        assert case.judgement.verdict is Verdict.PENDING
+    assert witness.asked == 3
 
 
 def test_a_member_that_came_since_is_one_of_what_a_suspects_shim_serves(node: FakeNode) -> None:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -24,8 +26,23 @@ def node(tmp_path: Path) -> FakeNode:
     return FakeNode(tmp_path)
 
 
-def looker(node: FakeNode) -> Looker:
-    return Looker(node.proc, node.disk)
+class Checked(Looker):
+    """Each look that isn't full first says whether there is anything new. Where not, it must find what the last did."""
+
+    last: Optional[list[Sighting]] = None
+    quiet = False
+
+    def look(self, full: bool = False) -> list[Sighting]:
+        self.quiet = self.last is not None and not full and self.nothing_new()
+        found = super().look(full)
+        if self.quiet:
+            assert [replace(s, seen_at=0.0) for s in found] == self.last
+        self.last = [replace(s, seen_at=0.0) for s in found]
+        return found
+
+
+def looker(node: FakeNode) -> Checked:
+    return Checked(node.proc, node.disk)
 
 
 def look(node: FakeNode, full: bool = False) -> dict[str, Sighting]:
@@ -452,6 +469,44 @@ def test_the_next_look_finds_what_came_and_loses_what_went(node: FakeNode) -> No
     assert {s.container_id for s in eye.look()} == {B}
 
 
+def test_a_look_with_nothing_new(node: FakeNode) -> None:
+    eye = looker(node)
+    node.v2_shim(50, A, namespace="k8s.io")
+    node.init(51, 50, A)
+    beside = f"/run/containerd/io.containerd.runtime.v2.task/k8s.io/{B}/address"
+
+    def quiet() -> bool:
+        for path in node.root.rglob("*"):  # a directory that changed within a tick of the clock is read again
+            os.utime(path, (1, 1), follow_symlinks=False)
+        eye.look()
+        eye.look()
+        return eye.quiet
+
+    assert quiet()
+    node.v2_shim(60, C)
+    eye.look()
+    assert not eye.quiet, "another shim"
+    assert not quiet(), "a shim without a process may get one at any time"
+    node.init(61, 60, C)
+    assert quiet()
+    node.write(beside, f"unix:///run/containerd/s/{A}")
+    eye.look()
+    assert not eye.quiet, "another bundle"
+    node.init(52, 50, B)
+    assert quiet()
+    node.end(52)
+    eye.look()
+    assert not eye.quiet, "a process that ended"
+
+
+def test_processes_without_a_shim_are_looked_at_each_time(node: FakeNode) -> None:
+    eye = looker(node)
+    node.init(51, 1, A)
+    eye.look()
+    eye.look()
+    assert not eye.quiet
+
+
 def test_a_shim_that_ends_leaves_its_init_as_a_stray(node: FakeNode) -> None:
     eye = looker(node)
     node.v2_shim(50, A)
@@ -487,8 +542,6 @@ def test_a_pid_that_belongs_to_a_shim_now(node: FakeNode) -> None:
 
 def test_a_young_process_is_looked_at_again(node: FakeNode) -> None:
     """A child may be seen between fork and exec: then it has its parent's name and executable."""
-    import os
-
     from orphand.proc import TICKS, now
 
     eye = looker(node)

@@ -55,7 +55,7 @@ MAX_MACHINES = 100  # directories looked at below each of ROOTS
 CHECK = 30.0  # seconds between looks whether another journal directory has come
 # entries after which the journal is opened anew: libsystemd keeps all that it has read of the files mapped
 # (mmap-cache.c: up to 64 windows of 8 MiB), which counts as this process's memory
-RENEW = 1000
+RENEW = 200
 
 
 class JournalWatch:

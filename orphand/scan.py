@@ -35,8 +35,8 @@ class Scanner:
     def look(self, full: bool = False, everybody: bool = False, quiet_since: Optional[float] = None) -> Survey:
         """Everything on the node. `full` sweeps /proc; `everybody` names managed containers too, not only suspects.
 
-        `quiet_since`: no trigger made this look, and the engines' events are followed since then (boot clock). Where
-        nothing has changed on the node either, the last look is still true, and is given again.
+        `quiet_since` (boot clock): no trigger made this look, and Docker's events are followed and silent since then.
+        Where nothing has changed on the node either, the last look is still true, and is given again.
         """
         with self._one_at_a_time:
             if self._last and not (full or everybody or quiet_since is None) and self._holds(self._last, quiet_since):

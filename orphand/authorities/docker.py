@@ -110,8 +110,8 @@ class Docker:
     def ask(self, sightings: Sequence[Sighting], quiet_since: Optional[float] = None) -> dict[str, Testimony]:
         """Container id -> what Docker says of it as a container.
 
-        `quiet_since` (boot clock): its events have been followed since then, and the last one was dealt with. A list
-        that is newer still tells what it knows; what isn't in there is asked for anew.
+        `quiet_since` (boot clock): its events have been followed since then, and there was none. A list that is newer
+        still tells what it knows; what isn't in there is asked for anew.
         """
         return self._hear(sightings, lambda by_id, until: self._ask_containers(by_id, until, quiet_since))
 

@@ -63,9 +63,9 @@ class DockerEvents:
         """Socket -> how it is with it, for people."""
         return {socket: listener.status for socket, listener in self._listeners.items()}
 
-    def followed_since(self) -> Optional[float]:
-        """Since when (boot clock) the events of all of them are followed without a gap; None if they aren't."""
-        since = [listener.connected_at for listener in self._listeners.values()]
+    def quiet_since(self) -> Optional[float]:
+        """Since when (boot clock) the events of all of them are followed and silent; None if they aren't followed."""
+        since = [listener.quiet_since for listener in self._listeners.values()]
         known = [moment for moment in since if moment is not None]
         return max(known) if known and len(known) == len(since) else None
 
@@ -84,7 +84,7 @@ class _Listener:
 
     def __init__(self, socket: str, tell: Callable[[Optional[Topic], str], None], proc: Path) -> None:
         self.status = "not yet connected"
-        self.connected_at: Optional[float] = None
+        self.quiet_since: Optional[float] = None
         self._socket = socket
         self._tell = tell
         self._finder = Finder([DockerEngine(socket)], proc)
@@ -161,11 +161,12 @@ class _Listener:
             self._since = since
         action = event.get("Action") or event.get("status")
         if action in EVENTS:
+            self.quiet_since = max(self.quiet_since or 0.0, boot_clock())
             self._tell(None, f"docker event: {action}")
 
     def _gain(self, engine: Engine) -> None:
         self.status = "connected"
-        self.connected_at = boot_clock() + SUBSCRIBING
+        self.quiet_since = boot_clock() + SUBSCRIBING
         self._was_connected = True
         if self._lost:
             self._tell(Topic.SOURCE_BACK, f"{engine.name}: its events are followed again")
@@ -174,7 +175,7 @@ class _Listener:
 
     def _lose(self, why: str) -> None:
         self.status = why
-        self.connected_at = None
+        self.quiet_since = None
         if not self._lost and not self._stopping.is_set():
             self._lost = True
             self._tell(Topic.SOURCE_LOST, f"no events from Docker at {self._socket}: {why}; looking by the timer")

@@ -84,8 +84,8 @@ class Sources:
                 return self._last
 
     def quiet_since(self) -> Optional[float]:
-        """Since when (boot clock) every Docker's events are followed; None where one's are not, or one waits."""
-        return None if self._pace.due(self._loop.time()) is not None else self._events.followed_since()
+        """Since when (boot clock) every Docker's events are silent; None where one's are not followed, or one waits."""
+        return None if self._pace.due(self._loop.time()) is not None else self._events.quiet_since()
 
     def state(self) -> dict[str, Any]:
         """How each source is, for `orphand status`."""

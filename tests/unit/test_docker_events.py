@@ -114,15 +114,24 @@ def test_an_event_fires(run: Callable[..., None]) -> None:
     run(test)
 
 
-def test_since_when_they_are_followed(run: Callable[..., None]) -> None:
+def test_since_when_they_are_silent(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    later = docker_events.boot_clock() + 1000.0
+
     async def test(setting: Setting) -> None:
-        assert setting.trigger.followed_since() is None
+        assert setting.trigger.quiet_since() is None
         setting.listen()
         await setting.until(connected(setting))
-        assert setting.trigger.followed_since() > docker_events.boot_clock()  # dockerd may not have subscribed yet
+        assert setting.trigger.quiet_since() > docker_events.boot_clock()  # dockerd may not have subscribed yet
+        setting.events.event("destroy", 1)
+        await setting.until(lambda: setting.fired)
+        assert setting.trigger.quiet_since() > docker_events.boot_clock()
+        monkeypatch.setattr(docker_events, "boot_clock", lambda: later)
+        setting.events.event("destroy", 2)
+        await setting.until(lambda: len(setting.fired) == 2)
+        assert setting.trigger.quiet_since() == later, "a list from before that event tells nothing of its container"
         setting.engines[0] = setting.server.engine(problem="nobody is there")
         setting.events.hang_up()
-        await setting.until(lambda: setting.trigger.followed_since() is None)
+        await setting.until(lambda: setting.trigger.quiet_since() is None)
 
     run(test)
 

@@ -57,7 +57,7 @@ class Bench:
         host = self.host
         host.sh(f"mkdir -p {INSTALLED}; cp -r {OPT}/orphand {INSTALLED}; python3 -m compileall -q {INSTALLED}")
         host.install_unit()
-        environment = f"[Service]\nEnvironment=\nEnvironment=PYTHONPATH={INSTALLED}\n"
+        environment = f"[Service]\nUnsetEnvironment=PYTHONDONTWRITEBYTECODE\nEnvironment=PYTHONPATH={INSTALLED}\n"
         host.write("/etc/systemd/system/orphand.service.d/installed.conf", environment)
         host.write("/etc/containerd/config.toml", METRICS)
         host.write("/etc/systemd/journald.conf.d/bench.conf", JOURNALD)

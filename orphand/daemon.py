@@ -294,8 +294,13 @@ class Daemon:
 
     def _clear_alerts(self, before: Mapping[tuple[str, ...], Case]) -> None:
         """Tell of each that was alerted and is no suspect any more; Alerts knows which were."""
-        here = {container_key(case.sighting): case for case in self._cases.values()} if self._alerts.any_open else {}
-        for key, case in before.items() if self._alerts.any_open else ():
+        if self._alerts.any_open:
+            self._clear_open_alerts(before)
+        self._save_alerted()
+
+    def _clear_open_alerts(self, before: Mapping[tuple[str, ...], Case]) -> None:
+        here = {container_key(case.sighting): case for case in self._cases.values()}
+        for key, case in before.items():
             now = here.get(container_key(case.sighting))
             if key in self._ending:
                 continue
@@ -304,7 +309,6 @@ class Daemon:
             elif now.judgement.verdict not in (*SUSPECTS, Verdict.UNDECIDED):
                 now = replace(now, identity=case.identity)  # only suspects are identified at each look
                 self._alerts.send(Event.CLEARED, words.cleared(now, now.judgement.reason), now)
-        self._save_alerted()
 
     # Ending
 

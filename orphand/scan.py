@@ -31,6 +31,7 @@ class Scanner:
         self._one_at_a_time = threading.Lock()
         self._identities: dict[tuple[str, ...], Identity] = {}
         self._last: Optional[Survey] = None
+        self._changes = 0  # the looker's, at the last survey
 
     def look(self, full: bool = False, everybody: bool = False, quiet_since: Optional[float] = None) -> Survey:
         """Everything on the node. `full` sweeps /proc; `everybody` names managed containers too, not only suspects.
@@ -39,22 +40,26 @@ class Scanner:
         Where nothing has changed on the node either, the last look is still true, and is given again.
         """
         with self._one_at_a_time:
-            if self._last and not (full or everybody or quiet_since is None) and self._holds(self._last, quiet_since):
-                return replace(self._last, seen_at=self._looker.seen_at, complete=False)
-            self._last = None
-            sightings = self._looker.look(full)
+            last, self._last = self._last, None
+            self._looker.read(full)
+            if last and not everybody and quiet_since is not None and self._holds(last, quiet_since):
+                self._last = replace(last, seen_at=self._looker.seen_at, complete=False)
+                return self._last
+            self._changes = self._looker.changes
+            sightings = self._looker.sightings()
             cases = self._cases(sightings, sightings, everybody, quiet_since)
             self._forget_all_but(case.sighting.key for case in cases)
             seen_at = min((s.seen_at for s in sightings), default=self._looker.seen_at)
-            survey = Survey(tuple(cases), seen_at, complete=full, blind=tuple(self._looker.blind))
-            self._last = None if everybody else survey
-            return survey
+            self._last = Survey(tuple(cases), seen_at, complete=full, blind=tuple(self._looker.blind))
+            return self._last
 
     def _holds(self, survey: Survey, quiet_since: float) -> bool:
         """Whether that look is still true: all is as it was, and Docker knows all of what could be orphaned."""
-        settled = all(c.judgement.verdict in SETTLED for c in survey.cases)
-        sightings = [c.sighting for c in survey.cases]
-        return settled and self._looker.nothing_new() and self._bench.knows_still(sightings, quiet_since)
+        return (
+            self._looker.changes == self._changes
+            and all(c.judgement.verdict in SETTLED for c in survey.cases)
+            and self._bench.knows_still([c.sighting for c in survey.cases], quiet_since)
+        )
 
     def again(self, case: Case) -> Optional[Case]:
         """The same container now, with every answer new; None if it is gone or its processes are others.

@@ -77,37 +77,34 @@ class Looker:
         self._directories_at = 0.0
         self.blind: tuple[str, ...] = ()  # what the last look could not see, and why
         self.seen_at = 0.0  # boot clock, before the first read of the last look
+        self.changes = 0  # while it stands still, a look finds what the last one found
 
     def look(self, full: bool = False) -> list[Sighting]:
         """Every container that can be seen. `full`: go through all of /proc. Raises Denied if /proc can't be read."""
-        self.seen_at = self._proc.now()
-        if full or not self._host.namespaces:
-            self._host = read_host(self._proc)
-        self._forget(self._watch.ended())
-        self._bundles.refresh()
-        self._classify(self._sweep() if full or not self._proc.has_children() else self._children())
-        self._drop_kept(full)
-        for keeper in list(self._keepers.values()):
-            if keeper.unsure:
-                self._verify(keeper)
-            elif self._is_due(keeper):
-                self._serve(keeper)
-        sightings = self._sightings()
-        self.blind = self._blindness()
-        return sightings
+        self.read(full)
+        return self.sightings()
 
-    def nothing_new(self) -> bool:
-        """Whether a look that isn't full would find what the last one found, at a fraction of its price.
+    def read(self, full: bool = False) -> None:
+        """Bring up to date what is known of the node's processes. `changes` moves with all that is read anew.
 
-        It looks for what makes a look read anything at all. Raises Denied if /proc can't be read.
+        Raises Denied if /proc can't be read.
         """
         self.seen_at = self._proc.now()
+        blind = not self._host.namespaces
+        if full or blind:
+            self._host = read_host(self._proc)
         ended = self._watch.ended()
         self._forget(ended)
-        if ended or self._strays or not self._proc.has_children() or self._children():
-            return False
         self._bundles.refresh()
-        return not any(keeper.unsure or self._is_due(keeper) for keeper in self._keepers.values())
+        found = self._sweep() if full or not self._proc.has_children() else self._children()
+        self._classify(found)
+        self._drop_kept(full)
+        due = [k for k in self._keepers.values() if k.unsure or self._is_due(k)]
+        for keeper in due:
+            self._verify(keeper) if keeper.unsure else self._serve(keeper)
+        if full or blind or ended or found or due or self._strays:
+            self.changes += 1
+        self.blind = self._blindness()
 
     def again(self, sighting: Sighting) -> Optional[Sighting]:
         """Read that one container anew. None: it isn't the same any more, or can't be seen."""
@@ -382,7 +379,8 @@ class Looker:
 
     # --- sightings -----------------------------------------------------------------------------------
 
-    def _sightings(self) -> list[Sighting]:
+    def sightings(self) -> list[Sighting]:
+        """Every container that the last reading saw."""
         self._see_directories()
         found = [s for k in self._keepers.values() if k.served for s in self._of_shim(k.found, k.shim, k.served)]
         found = self._settle_duplicates(found)

@@ -134,23 +134,26 @@ class Bench:
             routes.update((s.key, settled[s.address, s.namespace]) for s in _settled(judged, routes, answers))
         answers.update(self._ask(judged, routes, Role.KEEPER, until))
         heard = {s.key: self._gather(s, routes[s.key], answers, asked_at) for s in judged}
-        self._serving = tuple(self._state(address) for address in self._servers)
+        self._see_servers()
         self._denied = any(t.claim in DENIALS for said in heard.values() for t in said)
         return {**{s.key: () for s in sightings}, **heard}
 
     def knows_still(self, sightings: Sequence[Sighting], quiet_since: float) -> bool:
         """Whether for all of them some Docker's last list still tells a yes, so that nobody need be asked.
 
-        `quiet_since`: see Docker.ask.
+        The engines are looked for as in `hear`; where they are others, it's no. `quiet_since`: see Docker.ask.
         """
         with self._lock:
             if self._next_settings is not None:
                 return False
+            judged = [s for s in sightings if not s.foreign]
+            before = self.engines()
+            self._find(judged)
+            self._see_servers()
             ids: dict[tuple[str, str], list[str]] = {}
-            for sighting in sightings:
-                if not sighting.foreign:
-                    ids.setdefault((sighting.address, sighting.namespace), []).append(sighting.container_id)
-            return all(self._is_known(address, namespace, i, quiet_since) for (address, namespace), i in ids.items())
+            for sighting in judged:
+                ids.setdefault((sighting.address, sighting.namespace), []).append(sighting.container_id)
+            return self.engines() == before and all(self._is_known(*way, i, quiet_since) for way, i in ids.items())
 
     def _is_known(self, address: str, namespace: str, ids: Sequence[str], quiet_since: float) -> bool:
         dockers = (d for d in self._dockers_of(address) if _part(d, namespace) == CONTAINERS)
@@ -185,6 +188,9 @@ class Bench:
 
     def _real_dockers(self) -> list[Docker]:
         return [d for d in list(self._dockers.values()) if not d.engine.problem]
+
+    def _see_servers(self) -> None:
+        self._serving = tuple(self._state(address) for address in self._servers)
 
     def _state(self, address: str) -> EngineState:
         try:

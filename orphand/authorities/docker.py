@@ -117,14 +117,11 @@ class Docker:
 
     def knows_still(self, ids: Sequence[str], quiet_since: float) -> bool:
         """Whether its last list tells a yes for each of these, none of which several claim. `quiet_since`: see ask."""
-        process = self.engine.process
         return (
-            not self.engine.problem
-            and self._is_listed(self._clock(), quiet_since)
+            self._is_listed(self._clock(), quiet_since)
             and len(set(ids)) == len(ids)
             and all(self._listed.get(container_id) in CALM for container_id in ids)
-            and process is not None
-            and dockerd.process_id(process.pid, self._proc) == process
+            and not (self.engine.problem or self._absence())
         )
 
     def ask_plugins(self, sightings: Sequence[Sighting]) -> dict[str, Testimony]:

@@ -120,7 +120,7 @@ class Finder:
         """
         if self._configured is not None and not self._configured:
             return []
-        pids = all_pids(self._proc) if thorough else (p for p in self._likely() if p not in shims)
+        pids = all_pids(self._proc) if thorough else self._likely(shims)
         dockerds = dict.fromkeys(filter(None, (named(pid, "dockerd", self._proc) for pid in pids)))
         own = [p for p in dockerds if is_hosts_own(p.pid, self._proc, self._host)]
         if thorough:
@@ -131,7 +131,7 @@ class Finder:
             return [*found.values(), *self._stopped(found)]
         return [self._match(wanted, found) for wanted in self._configured]
 
-    def _likely(self) -> Iterator[int]:
+    def _likely(self, shims: Container[int]) -> Iterator[int]:
         yield from (p.pid for p in self._known)
         try:
             with open(f"{self._proc}/1/task/1/children") as file:
@@ -139,7 +139,7 @@ class Finder:
         except OSError:  # a kernel without CONFIG_PROC_CHILDREN
             yield from all_pids(self._proc)
             return
-        yield from map(int, children.split())
+        yield from (pid for pid in map(int, children.split()) if pid not in shims)
 
     def _stranger(self, process: ProcessId) -> Stranger:
         told = list(_values(read_argv(process.pid, self._proc), ("--containerd",)))

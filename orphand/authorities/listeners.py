@@ -92,9 +92,9 @@ def holds(inodes: frozenset[int], process: ProcessId, proc: Path = PROC) -> bool
     """Whether the process has one of the sockets open. A server opens its socket early, and may have thousands of
     descriptors: the low ones are tried first, since only to list them all takes the kernel a millisecond.
     """
-    wanted = {f"socket:[{inode}]" for inode in inodes}
     early = (_target(f"{proc}/{process.pid}/fd/{number}") for number in EARLY)
-    return bool(wanted) and (not wanted.isdisjoint(early) or bool(holders(inodes, [process], proc)))
+    found = not {f"socket:[{inode}]" for inode in inodes}.isdisjoint(early)
+    return found or bool(holders(inodes, [process], proc))
 
 
 def _target(link: str) -> str:

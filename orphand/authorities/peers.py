@@ -17,7 +17,7 @@ from typing import Optional
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
-REQUEST_DUMP = 0x1 | 0x300  # NLM_F_REQUEST | NLM_F_DUMP
+REQUEST, DUMP = 0x1, 0x300  # NLM_F_REQUEST, NLM_F_DUMP
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 SHOW_NAME, SHOW_VFS, SHOW_PEER = 1, 2, 4  # UDIAG_SHOW_*, linux/unix_diag.h
 NAME, VFS, PEER = 0, 1, 2  # UNIX_DIAG_*
@@ -25,7 +25,10 @@ ESTABLISHED, LISTEN = 1 << 1, 1 << 10  # TCP_ESTABLISHED, TCP_LISTEN: the states
 HEADER = struct.Struct("=IHHII")
 ANSWER = struct.Struct("=BBBxI8x")
 ATTRIBUTE = struct.Struct("=HH")
+ANY_COOKIE = 0xFFFFFFFF  # INET_DIAG_NOCOOKIE
 DEADLINE = 2.0  # seconds; the kernel answers from memory
+_MAX_SEEN = 64
+_seen: dict[tuple[int, int], int] = {}  # a socket's file -> the inode of who was seen to listen there
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,13 @@ class _Socket:
     inode: int
     bound: Optional[Bound]
     peer: int
+    listens: bool
     abstract: str = ""  # its name, with an @ for the NUL, where that is no file's
+
+    def listens_on(self, device: int, number: int) -> bool:
+        """Whether it listens behind that file."""
+        bound = self.bound
+        return self.listens and bound is not None and (bound.device, bound.inode) == (device, number)
 
 
 def connected_to(pid: int, proc: Path = Path("/proc")) -> frozenset[Bound]:
@@ -76,12 +85,20 @@ def listening() -> list[tuple[int, Bound]]:
 def listening_on(file: os.stat_result) -> frozenset[int]:
     """The inodes of the sockets that listen behind that very file, by its device and inode. Raises OSError.
 
-    Every shim listens on a socket, and a look asks several times: most answers are passed over unread.
+    Every shim listens on a socket, and a look asks several times. So the one that was seen there last is asked for by
+    itself: bind(2) makes the file, hence no other is bound to it. Else most answers are passed over unread.
     """
     device, number = file.st_dev, file.st_ino & 0xFFFFFFFF
+    seen = _seen.get((device, number), 0)
+    if seen and any(s.listens_on(device, number) for s in _sockets_by_inode(seen)):
+        return frozenset({seen})
     said = struct.pack("=II", number, os.major(device) << 20 | os.minor(device))  # the kernel's dev_t, linux/kdev_t.h
     found = (_parse(payload) for payload in _answers(LISTEN, SHOW_NAME | SHOW_VFS) if said in payload)
-    return frozenset(s.inode for s in found if s.bound and (s.bound.device, s.bound.inode) == (device, number))
+    inodes = frozenset(s.inode for s in found if s.listens_on(device, number))
+    if len(_seen) >= _MAX_SEEN:
+        _seen.clear()
+    _seen.update(((device, number), inode) for inode in inodes)
+    return inodes
 
 
 def socket_inodes(pid: int, proc: Path = Path("/proc")) -> Iterator[int]:
@@ -117,11 +134,21 @@ def _sockets(states: int) -> Iterator[_Socket]:
     return map(_parse, _answers(states, SHOW_NAME | SHOW_VFS | SHOW_PEER))
 
 
-def _answers(states: int, show: int) -> Iterator[bytes]:
-    request = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, states, 0, show, 0, 0)
+def _sockets_by_inode(inode: int) -> Iterator[_Socket]:
+    """The socket of that inode, if it is still there."""
+    try:
+        yield from map(_parse, _answers(LISTEN, SHOW_NAME | SHOW_VFS, inode))
+    except FileNotFoundError:
+        return
+
+
+def _answers(states: int, show: int, inode: int = 0) -> Iterator[bytes]:
+    """What the kernel says of all sockets in these states, or of that one in whatever state it is."""
+    request = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, states, inode, show, ANY_COOKIE, ANY_COOKIE)
+    flags = REQUEST if inode else REQUEST | DUMP
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_SOCK_DIAG) as link:
         link.settimeout(DEADLINE)
-        link.send(HEADER.pack(HEADER.size + len(request), SOCK_DIAG_BY_FAMILY, REQUEST_DUMP, 1, 0) + request)
+        link.send(HEADER.pack(HEADER.size + len(request), SOCK_DIAG_BY_FAMILY, flags, 1, 0) + request)
         while True:
             for kind, payload in _messages(link.recv(1 << 16)):
                 if kind == NLMSG_DONE:
@@ -129,6 +156,8 @@ def _answers(states: int, show: int) -> Iterator[bytes]:
                 if kind == NLMSG_ERROR:
                     raise OSError(-struct.unpack_from("=i", payload)[0], "sock_diag")
                 yield payload
+                if inode:  # its only answer
+                    return
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -142,7 +171,7 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _parse(payload: bytes) -> _Socket:
-    _family, _type, _state, inode = ANSWER.unpack_from(payload)
+    _family, _type, state, inode = ANSWER.unpack_from(payload)
     attributes = dict(_attributes(payload[ANSWER.size :]))
     name = attributes.get(NAME, b"")
     abstract = b"@" + name[1:] if name.startswith(b"\0") else b""
@@ -153,7 +182,7 @@ def _parse(payload: bytes) -> _Socket:
         device = os.makedev(kernel_device >> 20, kernel_device & 0xFFFFF)  # the kernel's own dev_t, linux/kdev_t.h
     bound = Bound(os.fsdecode(path), device, file_inode) if path.startswith(b"/") else None
     peer = struct.unpack("=I", attributes[PEER])[0] if len(attributes.get(PEER, b"")) == 4 else 0
-    return _Socket(inode, bound, peer, os.fsdecode(abstract))
+    return _Socket(inode, bound, peer, 1 << state == LISTEN, os.fsdecode(abstract))
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -133,7 +133,7 @@ def test_abstract_sockets_are_told_by_their_name(start: Start) -> None:
 
 
 def test_without_sock_diag_names_tell_nothing(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(states: int, show: int) -> list[object]:
+    def refuse(*_: int) -> list[object]:
         raise OSError(93, "Protocol not supported")
 
     path = str(tmp_path / "shim.sock")

@@ -20,7 +20,7 @@ from orphand.authorities.bench import Bench, Crew, EngineState
 from orphand.authorities.docker import boot_clock
 from orphand.authorities.dockerd import Engine, Stranger
 from orphand.authorities.presence import Absent, Server
-from orphand.model import Claim, Init, ProcessId, Role, Sighting, Testimony
+from orphand.model import Claim, Generation, Init, ProcessId, Role, Shim, Sighting, Testimony
 from orphand.settings import ContainerdEngine, DockerEngine, Scan, Settings
 from tests.unit.docker_server import ID, OTHER, DockerServer, docker_server, no_such_container, says
 
@@ -63,9 +63,11 @@ class FoundEngines:
     def __init__(self, *engines: Engine) -> None:
         self.engines = list(engines)
         self.thorough: list[bool] = []
+        self.shims: Container[int] = ()
 
     def look(self, thorough: bool = True, shims: Container[int] = ()) -> list[Engine]:
         self.thorough.append(thorough)
+        self.shims = shims
         return self.engines
 
 
@@ -141,8 +143,25 @@ def test_only_what_a_docker_listed_is_known_still(server: DockerServer, address:
         sighting("", ""),
     ):
         assert not made.knows_still([known, other], since)
+    assert made.knows_still([known], since)
+    second = server.engine(containerd=address)
+    made._finder.engines.append(replace(second, socket=str(tmp_path / "2.sock")))  # type: ignore[attr-defined]
+    assert not made.knows_still([known], since), "another engine has come"
+    assert made.knows_still([known], since)
+    made._finder.engines.clear()  # type: ignore[attr-defined]
+    assert not made.knows_still([known], since), "it is gone"
+    made._finder.engines.append(second)  # type: ignore[attr-defined]
+    heard(made, known)
+    assert made.knows_still([known], since)
     made.reconfigure(SETTINGS)
     assert not made.knows_still([known], since), "another configuration waits"
+
+
+def test_shims_are_not_looked_at_as_engines(server: DockerServer, address: str) -> None:
+    shim = Shim(ProcessId(4000000, 1), Generation.RUNC_V2, "/x", "moby", ID, address, "", 1)
+    made = make(SETTINGS, server.engine(containerd=address))
+    heard(made, replace(sighting(address), shim=shim), sighting(address, container_id=OTHER))
+    assert made._finder.shims == {4000000}  # type: ignore[attr-defined]
 
 
 def test_the_address_is_compared_as_a_socket(server: DockerServer, address: str, tmp_path: Path) -> None:

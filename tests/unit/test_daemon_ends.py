@@ -61,6 +61,7 @@ class StandIn:
 
 class NoAlerts:
     sent: frozenset[str] = frozenset()
+    any_open = False
 
     def send(self, *_: Any) -> None:
         """Nobody is told."""
@@ -218,3 +219,23 @@ def test_a_hold_stops_an_end_that_has_begun(daemon: Daemon, tmp_path: Path) -> N
 def test_a_policy_that_does_not_kill_any_more_stops_it_too(daemon: Daemon) -> None:
     daemon._settings = Settings(policy=Policy())
     assert asyncio.run(daemon._denied(ESTATE)) == "the policy does not kill any more"
+
+
+@pytest.mark.parametrize("now", ["gone", "managed", "undecided"])
+def test_an_alert_is_cleared_once_it_is_no_suspect_any_more(daemon: Daemon, now: str) -> None:
+    told: list[Event] = []
+
+    class Open:
+        sent: frozenset[str] = frozenset({"orphan"})
+        any_open = True
+
+        def send(self, event: Event, *_: Any) -> None:
+            told.append(event)
+
+    daemon._alerts = Open()  # type: ignore[assignment]
+    before = orphan()
+    verdict = Verdict.MANAGED if now == "managed" else Verdict.UNDECIDED
+    after = replace(before, judgement=Judgement(verdict, "known to docker"))
+    daemon._cases = {} if now == "gone" else {after.sighting.key: after}
+    daemon._clear_alerts({before.sighting.key: before})
+    assert told == ([] if now == "undecided" else [Event.CLEARED])

@@ -667,6 +667,8 @@ def test_what_the_last_list_still_tells(server: DockerServer) -> None:
         assert engine.process
         witness.engine = replace(engine, process=replace(engine.process, start=1))
         assert not witness.knows_still([ID], since), "its process has ended"
+        witness.engine = replace(engine, socket="/run/nobody.sock")
+        assert not witness.knows_still([ID], since), "nobody listens any more"
         witness.engine = replace(engine, problem="it listens no more")
         assert not witness.knows_still([ID], since)
     finally:

@@ -130,10 +130,34 @@ def test_a_child_of_pid_1_that_is_a_shim_is_not_read(
 ) -> None:
     with running(program, tmp_path / "docker.sock") as process:
         found = finder(tmp_path)
-        monkeypatch.setattr(found, "_likely", lambda: iter([process.pid]))
-        assert process in [e.process for e in found.look(False)]
-        assert process not in [e.process for e in found.look(False, {process.pid})]
+        fake = tmp_path / "proc/1/task/1"
+        fake.mkdir(parents=True)
+        (fake / "children").write_text(f"{process.pid} 2")
+        monkeypatch.setattr(found, "_proc", tmp_path / "proc")
+        assert list(found._likely(())) == [process.pid, 2]
+        assert list(found._likely({process.pid})) == [2]
+        monkeypatch.setattr(found, "_proc", Path("/proc"))
         assert process in [e.process for e in found.look(True, {process.pid})]
+        assert process in [e.process for e in found.look(False, {process.pid})], "it is known"
+
+
+def test_of_two_the_one_that_holds_the_configured_socket_is_meant(program: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.sock", tmp_path / "two.sock"
+    with running(program, one) as first, running(program, two) as second:
+        for path, process in ((one, first), (two, second)):
+            (engine,) = finder(tmp_path, DockerEngine(str(path))).look()
+            assert (engine.process, engine.problem) == (process, "")
+
+
+def test_a_running_dockers_socket_is_not_that_of_a_stopped_one(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PID 1 holds it too, where docker.socket made it."""
+    path = tmp_path / "docker.sock"
+    monkeypatch.setattr(dockerd, "DEFAULT_SOCKETS", (str(path),))
+    monkeypatch.setattr(Finder, "_held_by_init", lambda *_: True)
+    with running(program, path) as process:
+        assert [(e.process, e.problem) for e in finder(tmp_path).look()] == [(process, "")]
 
 
 def test_a_containerd_that_nothing_tells_is_doubted(program: Path, tmp_path: Path) -> None:
@@ -358,7 +382,7 @@ def test_of_two_servers_bound_to_one_path_the_later_is_meant(tmp_path: Path) -> 
 
 
 def test_without_sock_diag_the_path_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(states: int, show: int) -> Iterator[object]:
+    def refuse(*_: int) -> Iterator[object]:
         raise OSError(97, "Address family not supported by protocol")
 
     monkeypatch.setattr(peers, "_answers", refuse)

@@ -69,6 +69,35 @@ def test_a_server_holds_its_socket_at_a_low_descriptor_or_a_high_one() -> None:
     assert not listeners.holds(frozenset(), me)
 
 
+def test_who_was_seen_to_listen_is_asked_for_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    kernel = peers._answers
+
+    def listen(states: int, show: int, inode: int = 0) -> Iterator[bytes]:
+        asked.append(inode)
+        return kernel(states, show, inode)
+
+    monkeypatch.setattr(peers, "_answers", listen)
+    monkeypatch.setattr(peers, "_seen", {})
+    path = tmp_path / "s"
+    with bound(str(path)) as first:
+        assert [peers.listening_on(os.stat(path)) for _ in range(2)] == [{first}, {first}]
+        assert asked == [0, first]
+        os.rename(path, tmp_path / "old")
+        with bound(str(path)) as second, bound(str(tmp_path / "other")) as third:
+            assert peers.listening_on(os.stat(path)) == {second}
+            assert peers.listening_on(os.stat(tmp_path / "old")) == {first}
+            found = os.stat(path)
+            peers._seen[found.st_dev, found.st_ino & 0xFFFFFFFF] = third  # the number of an ended one, given anew
+            assert peers.listening_on(found) == {second}
+        assert peers.listening_on(found) == frozenset()
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.bind(str(tmp_path / "silent"))
+            found = os.stat(tmp_path / "silent")
+            peers._seen[found.st_dev, found.st_ino & 0xFFFFFFFF] = os.fstat(silent.fileno()).st_ino
+            assert peers.listening_on(found) == frozenset()
+
+
 def test_a_forged_line_adds_no_listener() -> None:
     """Else any user's process that is called containerd, and older, could stand for the one that has just started."""
     with tempfile.TemporaryDirectory(prefix="o", dir="/tmp") as directory:  # a name has 107 bytes at most

@@ -27,14 +27,15 @@ def node(tmp_path: Path) -> FakeNode:
 
 
 class Checked(Looker):
-    """Each look that isn't full first says whether there is anything new. Where not, it must find what the last did."""
+    """Where a look says that nothing has changed, it must find what the last one found."""
 
     last: Optional[list[Sighting]] = None
     quiet = False
 
     def look(self, full: bool = False) -> list[Sighting]:
-        self.quiet = self.last is not None and not full and self.nothing_new()
+        before = self.changes
         found = super().look(full)
+        self.quiet = self.changes == before
         if self.quiet:
             assert [replace(s, seen_at=0.0) for s in found] == self.last
         self.last = [replace(s, seen_at=0.0) for s in found]
@@ -497,6 +498,35 @@ def test_a_look_with_nothing_new(node: FakeNode) -> None:
     node.end(52)
     eye.look()
     assert not eye.quiet, "a process that ended"
+    node.init(52, 50, B)
+    assert quiet()
+    node.end(60)
+    node.end(61)
+    assert {s.container_id for s in eye.look()} == {A, B}
+    assert not eye.quiet, "a shim that ended with all that it served"
+    assert quiet()
+    eye.look(full=True)
+    assert not eye.quiet, "a look at everything"
+
+
+def test_a_shim_that_could_not_be_read_is_read_anew_each_time(node: FakeNode) -> None:
+    eye = looker(node)
+    node.v2_shim(50, A)
+    node.init(51, 50, A)
+    (node.proc_root / "50/cwd").unlink()
+    for _ in range(3):
+        eye.look()
+    assert not eye.quiet
+
+
+def test_without_the_kernels_list_of_children_no_look_is_quiet(tmp_path: Path) -> None:
+    node = FakeNode(tmp_path, children=False)
+    node.v2_shim(50, A)
+    node.init(51, 50, A)
+    eye = looker(node)
+    for _ in range(3):
+        eye.look()
+    assert not eye.quiet
 
 
 def test_processes_without_a_shim_are_looked_at_each_time(node: FakeNode) -> None:

@@ -34,6 +34,8 @@ DEADLINE = 2.0  # times scan.timeout: for everybody together
 SLACK = 0.5  # seconds for the threads' own work
 THOROUGH_INTERVAL = 30.0  # seconds between searches of all of /proc for a dockerd that nobody has found yet
 
+BRIEFLY = 600.0  # seconds for which a dockerd that never served is remembered: it may be in a loop of crashes
+
 DENIALS = frozenset({Claim.UNKNOWN, Claim.DISOWNED})
 
 Answers = dict[str, Testimony]  # container id -> testimony
@@ -47,6 +49,14 @@ class EngineState:
     address: str
     process: Optional[ProcessId]
     problem: str = ""
+
+
+@dataclass(frozen=True)
+class _Met:
+    """A Docker that was found, and until when (monotonic) it counts although it is gone."""
+
+    containerd: str
+    until: float
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ class Bench:
         self._containerds: dict[str, Containerd] = {}
         self._servers: dict[str, Server] = {}
         self._hands: dict[str, Containerd] = {}
-        self._met: dict[str, str] = {}  # each Docker that was ever found: its socket -> its containerd
+        self._met: dict[str, _Met] = {}  # each Docker that was found, by its socket
         self._searched_at = float("-inf")
         self._denied = False  # did anybody say no in the last look?
 
@@ -222,8 +232,17 @@ class Bench:
                 self._dockers[socket] = Docker(engine, self._settings.scan, self._proc)
             elif not self._crew.is_busy(socket):
                 self._dockers[socket].meet(engine)
-        self._met.update({s: d.engine.containerd for s, d in self._dockers.items() if d.engine.containerd})
+        self._remember_dockers(now)
         self._find_containerds(sightings)
+
+    def _remember_dockers(self, now: float) -> None:
+        """Each that serves, for good; what never served, such as `dockerd --validate` by hand, for a while."""
+        for socket, docker in self._dockers.items():
+            engine, known = docker.engine, self._met.get(socket)
+            if engine.containerd and not (known and known.until == float("inf") and engine.problem):
+                until = now + BRIEFLY if engine.problem else float("inf")
+                self._met[socket] = _Met(engine.containerd, until)
+        self._met = {socket: met for socket, met in self._met.items() if met.until > now}
 
     def _find_containerds(self, sightings: Sequence[Sighting]) -> None:
         named = [c.address for c in self._settings.containerd or ()]
@@ -312,9 +331,10 @@ class Bench:
                 return engine.problem
             if engine.doubt and not (facts and facts.containerd) and same_socket(address, engine.containerd):
                 return f"{engine.doubt}: name it under docker: in {CONFIG}"
-        for socket, containerd in self._met.items():
-            if socket not in self._dockers and same_socket(address, containerd):
-                return f"the dockerd at {socket} used {address} too, and is gone"
+        for socket, met in self._met.items():
+            if socket not in self._dockers and same_socket(address, met.containerd):
+                wait = "restart orphand if it won't come back" if met.until == float("inf") else "waiting for it"
+                return f"the dockerd at {socket} used {address} too, and is gone: {wait}"
         return ""
 
     def _no_docker(self, address: str, dockers: Sequence[Docker]) -> Route:
@@ -420,7 +440,8 @@ def _by_socket(engines: Sequence[Engine]) -> dict[str, Engine]:
     found: dict[str, Engine] = {}
     for engine in sorted(engines, key=lambda e: bool(e.problem)):
         if engine.socket in found and engine.process:
-            engine = replace(engine, socket=f"{engine.socket} (pid {engine.process.pid})")
+            problem = engine.problem or f"another dockerd has the socket {engine.socket}"
+            engine = replace(engine, socket=f"{engine.socket} (pid {engine.process.pid})", problem=problem)
         found.setdefault(engine.socket, engine)
     return found
 

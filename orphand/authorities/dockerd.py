@@ -10,7 +10,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
@@ -121,7 +121,7 @@ class Finder:
         if self._configured is not None and not self._configured:
             return []
         pids = all_pids(self._proc) if thorough else self._likely(shims)
-        dockerds = dict.fromkeys(filter(None, (named(pid, "dockerd", self._proc) for pid in pids)))
+        dockerds = self._without_forks(dict.fromkeys(filter(None, (named(p, "dockerd", self._proc) for p in pids))))
         own = [p for p in dockerds if is_hosts_own(p.pid, self._proc, self._host)]
         if thorough:
             self._strangers = tuple(self._stranger(p) for p in dockerds if p not in own)
@@ -130,6 +130,14 @@ class Finder:
         if self._configured is None:
             return [*found.values(), *self._stopped(found)]
         return [self._match(wanted, found) for wanted in self._configured]
+
+    def _without_forks(self, dockerds: Iterable[ProcessId]) -> list[ProcessId]:
+        """Without the children of one of them: what a dockerd is about to execute has its name and its sockets until
+        then, and on a busy node that takes a while.
+        """
+        found = list(dockerds)
+        pids = {process.pid for process in found}
+        return [p for p in found if parent_of(p.pid, self._proc) not in pids]
 
     def _likely(self, shims: Container[int]) -> Iterator[int]:
         yield from (p.pid for p in self._known)
@@ -346,6 +354,15 @@ def process_id(pid: int, proc: Path = Path("/proc")) -> Optional[ProcessId]:
     if len(fields) < 20 or fields[0] in (b"Z", b"X"):
         return None
     return ProcessId(pid, int(fields[19]))
+
+
+def parent_of(pid: int, proc: Path = Path("/proc")) -> int:
+    """The pid of its parent, 0 if it has ended."""
+    try:
+        with open(f"{proc}/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def is_hosts_own(pid: int, proc: Path = Path("/proc"), host: int = 1) -> bool:

@@ -255,6 +255,36 @@ def test_a_docker_that_has_gone_may_own_what_another_one_denies(
         assert {t.claim for t in said} == {Claim.UNKNOWN}
 
 
+@pytest.mark.parametrize("problem", ["dockerd (pid 4711) does not listen on /run/docker.sock", ""])
+def test_a_dockerd_that_never_served_is_not_waited_for_for_ever(
+    server: DockerServer, address: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as `dockerd --version` by hand in the moment of a look, or one whose socket another one has."""
+    monkeypatch.setattr(bench, "BRIEFLY", 0.2)
+    odd = Engine(server.path, ProcessId(4711, 1), address, problem=problem)
+    made = make(SETTINGS, server.engine(containerd=address), odd)
+    assert heard(made, sighting(address))[0][-1].claim is Claim.UNAVAILABLE
+    made._finder.engines.pop()  # type: ignore[attr-defined]
+    said = heard(made, sighting(address))[0][-1]
+    assert (said.claim, said.detail.endswith("and is gone: waiting for it")) == (Claim.UNAVAILABLE, True)
+    time.sleep(0.3)
+    assert {t.claim for t in heard(made, sighting(address))[0]} == {Claim.UNKNOWN}
+
+
+def test_a_docker_that_served_is_waited_for_although_it_failed_before_it_went(
+    server: DockerServer, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "BRIEFLY", 0.0)
+    second = Engine(str(tmp_path / "2.sock"), ProcessId(4711, 1), address)
+    made = make(SETTINGS, server.engine(containerd=address), second)
+    heard(made, sighting(address))
+    made._finder.engines[1] = replace(second, problem="it does not listen")  # type: ignore[attr-defined]
+    heard(made, sighting(address))
+    made._finder.engines.pop()  # type: ignore[attr-defined]
+    said = heard(made, sighting(address))[0][-1]
+    assert said.detail.endswith("and is gone: restart orphand if it won't come back")
+
+
 def test_a_dockerd_that_is_not_the_hosts_own_is_named(address: str) -> None:
     made = make(SETTINGS)
     made._finder.strangers = (Stranger(ProcessId(4711, 1), ()),)  # type: ignore[misc]

@@ -22,12 +22,15 @@ from orphand.authorities.dockerd import Engine, Finder, same_socket
 from orphand.model import ProcessId
 from orphand.settings import DockerEngine
 
-# a stand-in for dockerd: listens on argv[1], is connected to argv[2] if that isn't "-", ignores the rest
+# a stand-in for dockerd: listens on argv[1], is connected to argv[2] if that isn't "-"; "fork": has a child like it
 STAND_IN = """
-import socket, sys
+import os, socket, sys
 listening = socket.socket(socket.AF_UNIX); listening.bind(sys.argv[1]); listening.listen()
 if sys.argv[2] != "-":
     client = socket.socket(socket.AF_UNIX); client.connect(sys.argv[2]); client.recv(1)
+if "fork" in sys.argv[3:] and not (child := os.fork()):
+    os.read(0, 1)
+    os._exit(0)
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -141,6 +144,16 @@ def test_a_child_of_pid_1_that_is_a_shim_is_not_read(
         assert process in [e.process for e in found.look(False, {process.pid})], "it is known"
 
 
+def test_its_child_between_fork_and_exec_is_no_other_dockerd(program: Path, tmp_path: Path) -> None:
+    with running(program, tmp_path / "docker.sock", options=["fork"]) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        (fork,) = (dockerd.named(int(child), "dockerd") for child in children)
+        found = [e.process for e in finder(tmp_path).look()]  # beside those of other tests
+        assert fork and (process in found, fork in found) == (True, False)
+        configured = finder(tmp_path, DockerEngine(str(tmp_path / "docker.sock"))).look()
+        assert [e.process for e in configured] == [process]
+
+
 def test_of_two_the_one_that_holds_the_configured_socket_is_meant(program: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one.sock", tmp_path / "two.sock"
     with running(program, one) as first, running(program, two) as second:
@@ -157,7 +170,8 @@ def test_a_running_dockers_socket_is_not_that_of_a_stopped_one(
     monkeypatch.setattr(dockerd, "DEFAULT_SOCKETS", (str(path),))
     monkeypatch.setattr(Finder, "_held_by_init", lambda *_: True)
     with running(program, path) as process:
-        assert [(e.process, e.problem) for e in finder(tmp_path).look()] == [(process, "")]
+        assert mine(finder(tmp_path).look(), process).problem == ""
+        assert None not in [e.process for e in finder(tmp_path).look()]
 
 
 def test_a_containerd_that_nothing_tells_is_doubted(program: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -88,7 +89,9 @@ class FakeNode:
         directory = self.proc_root / str(pid)
         for path in sorted(directory.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-        directory.rmdir()
+        # kept elsewhere: in /proc no later directory gets its inode, here the next one might
+        (self.root / "ended").mkdir(exist_ok=True)
+        directory.rename(self.root / "ended" / uuid.uuid4().hex)
         del self.processes[pid]
         for child, parent in self.processes.items():
             if parent == pid:

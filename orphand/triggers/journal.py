@@ -12,7 +12,8 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from itertools import islice
 from typing import Any, Optional
 
@@ -45,8 +46,9 @@ LEFT = (
 )
 ID = re.compile(r"[0-9a-f]{64}")
 QUOTED = re.compile(r'\b(msg|error)="((?:[^"\\]|\\.)*)"')
-INVALIDATE = 2  # SD_JOURNAL_INVALIDATE: journal files came or went
+APPEND, INVALIDATE = 1, 2  # SD_JOURNAL_APPEND; SD_JOURNAL_INVALIDATE: journal files came or went
 ROOTS = ("/run/log/journal", "/var/log/journal")
+MACHINE_ID = "/etc/machine-id"
 FIELD_LIMIT = 8192  # bytes read of one field, characters looked at
 BATCH = 500  # entries read before the loop gets its turn
 RATE = 2000  # entries read in a second before the rest is skipped
@@ -72,7 +74,7 @@ class JournalWatch:
         self._loop = loop
         self._fire = fire
         self._report = report
-        self._open_reader = open_reader or open_journal
+        self._open_reader = open_reader or Tail
         self._roots = roots
         self._reader: Any = None
         self._fd = -1
@@ -210,18 +212,96 @@ class JournalWatch:
         return count + entries > RATE
 
 
-def open_journal() -> Any:
-    """A reader of the engines' lines in the system's journal. Raises OSError or ImportError."""
-    from systemd import journal
+class Tail:
+    """A reader of the engines' lines in the files that journald writes to. Raises OSError where there is none.
 
-    reader = journal.Reader(flags=journal.LOCAL_ONLY | journal.SYSTEM)
-    reader.data_threshold = FIELD_LIMIT
-    for index, (field, values) in enumerate(MATCHES):
-        if index:
-            reader.add_disjunction()
-        for value in values:
-            reader.add_match(f"{field}={value}")
-    return reader
+    libsystemd looks for matches in every file that it has open, also in archived ones to which nothing is ever added:
+    up to a megabyte of each becomes this process's memory. So one reader only waits. It has root's own files open, of
+    which there are none or few, and is told of every change in the same directories. A second one reads.
+    """
+
+    def __init__(self) -> None:
+        from systemd import journal
+
+        with open(MACHINE_ID, encoding="ascii") as file:
+            machine = file.read().strip()
+        self._paths = [f"{root}/{machine}/system.journal" for root in ROOTS]
+        self._waiting = journal.Reader(flags=journal.LOCAL_ONLY | journal.CURRENT_USER)
+        self._written: dict[str, tuple[int, int]] = {}
+        self._had = frozenset(self._files().values())  # what is in these was there before
+        self._reader: Any = None
+        try:
+            self._open()
+        except OSError:
+            self.close()
+            raise
+
+    def fileno(self) -> int:
+        """What is readable when something was written."""
+        return int(self._waiting.fileno())
+
+    def process(self) -> int:
+        """Take note of what was written: INVALIDATE where journald writes to another file now, which is opened."""
+        self._waiting.process()
+        if self._files() == self._written:
+            return APPEND
+        try:
+            self._open()
+        except OSError:  # it is just being made: the next change tells, or the next look at the directories
+            return APPEND
+        return INVALIDATE
+
+    def get_next(self) -> Mapping[str, Any]:
+        """The next entry; {} if there is none."""
+        return dict(self._reader.get_next()) if self._reader else {}
+
+    def get_previous(self) -> Mapping[str, Any]:
+        """The entry before; {} if there is none."""
+        return dict(self._reader.get_previous()) if self._reader else {}
+
+    def seek_tail(self) -> None:
+        """Go to the end."""
+        if self._reader:
+            self._reader.seek_tail()
+
+    def close(self) -> None:
+        """Let go of all files."""
+        self._waiting.close()
+        self._close_reader()
+
+    def _close_reader(self) -> None:
+        reader, self._reader, self._written = self._reader, None, {}
+        if reader is not None:
+            reader.close()
+
+    def _open(self) -> None:
+        from systemd import journal
+
+        self._close_reader()
+        files = self._files()
+        if not files:
+            raise OSError("journald writes to no file")
+        reader = journal.Reader(files=list(files))
+        reader.data_threshold = FIELD_LIMIT
+        for index, (field, values) in enumerate(MATCHES):
+            if index:
+                reader.add_disjunction()
+            for value in values:
+                reader.add_match(f"{field}={value}")
+        if self._had.isdisjoint(files.values()):  # after a rotation all that is in the new file is new
+            reader.seek_head()
+        else:
+            to_the_end(reader)
+        self._reader, self._written, self._had = reader, files, frozenset(files.values())
+
+    def _files(self) -> dict[str, tuple[int, int]]:
+        """The files that are written to: path -> device and inode."""
+        found = {}
+        for path in self._paths:
+            with suppress(OSError):
+                file = os.stat(path)
+                found[path] = (file.st_dev, file.st_ino)
+        return found
 
 
 def to_the_end(reader: Any) -> None:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +29,21 @@ class Scene:
     """A watch in a running loop, in the mount namespace of a private journald."""
 
     def __init__(self) -> None:
-        from orphand.triggers.journal import JournalWatch, open_journal
+        from orphand.triggers.journal import JournalWatch, Tail
 
         self.fired: list[str] = []
         self.told: list[str] = []
         self.reads = 0
 
-        def counted() -> Any:
-            reader = open_journal()
-            get_next = reader.get_next
+        scene = self
 
-            def counting(*skip: int) -> Any:
-                self.reads += 1
-                return get_next(*skip)
-
-            reader.get_next = counting
-            return reader
+        class Counted(Tail):
+            def get_next(self) -> Mapping[str, Any]:
+                scene.reads += 1
+                return super().get_next()
 
         loop = asyncio.get_running_loop()
-        self.watch = JournalWatch(loop, self.fired.append, lambda t, m: self.told.append(t.name), counted)
+        self.watch = JournalWatch(loop, self.fired.append, lambda t, m: self.told.append(t.name), Counted)
         self.watch.start()
 
     async def until(self, condition: Callable[[], Any]) -> None:
@@ -122,6 +118,18 @@ async def rotated_and_vacuumed(scene: Scene) -> None:
         subprocess.run(["journalctl", "--vacuum-size=1"], check=True, capture_output=True)
     await scene.noticed()
     assert "SOURCE_LOST" not in scene.told
+
+
+async def archived_files_take_no_memory(scene: Scene) -> None:
+    for _ in range(5):
+        send(TELLING)
+        subprocess.run(["journalctl", "--rotate"], check=True)
+    await scene.noticed()
+    later = Scene()
+    await later.noticed()
+    later.watch.stop()
+    mapped = {line.split()[5] for line in Path("/proc/self/maps").read_text().splitlines() if ".journal" in line}
+    assert {Path(file).name for file in mapped} == {"system.journal"}
 
 
 async def journald_restarted(scene: Scene) -> None:
@@ -212,6 +220,7 @@ SCENES: dict[str, Callable[[Scene], Awaitable[None]]] = {
         what_was_there_before_does_not_fire,
         hostile_entries,
         rotated_and_vacuumed,
+        archived_files_take_no_memory,
         journald_restarted,
         files_are_damaged,
         the_directory_is_removed_and_comes_back,

@@ -21,10 +21,10 @@ from orphand.report.topics import Report, Topic
 
 Fire = Callable[[str], None]
 
-# who writes of engines; _COMM and _SYSTEMD_UNIT are missing where the sender has ended already
+# who writes of engines: units of another name have the program's for an identifier, and only that is there where the
+# sender has ended already. Not _COMM too: a match costs memory, in proportion to the file
 MATCHES = (
     ("_SYSTEMD_UNIT", ("docker.service", "containerd.service", "snap.docker.dockerd.service")),
-    ("_COMM", ("dockerd", "containerd", "docker-containe")),
     ("SYSLOG_IDENTIFIER", ("dockerd", "containerd", "docker")),
 )
 # dockerd's words for an event of a container that it doesn't know: up to 17.10; 17.11 to 18.09; since 19.03

@@ -22,7 +22,7 @@ policy: {{action: kill, grace: {grace:g}s, jitter: 0s}}
 kill: {{term_timeout: 2s, max_orphans: 30, max_share: 80%, max_kills_per_hour: 10000, allow_short_grace: true}}
 scan: {{interval: 10s, sweep_interval: 60s, settle: {settle:g}s}}
 """
-MAX_GROWTH = 1024.0  # KiB, after the warm-up, in a run long enough to have one
+MAX_GROWTH = 1024.0  # KiB of private memory, after the warm-up, in a run long enough to have one
 LONG_RUN = 1000  # lives
 
 
@@ -143,7 +143,7 @@ def judge(report: dict[str, Any]) -> list[str]:
     failures += [f"{len(found)} {what}" for what, found in counted.items() if found]
     growth = report["daemon"].get("growth", 0.0)
     if report["lives"] >= LONG_RUN and growth > MAX_GROWTH:
-        failures.append(f"the daemon's RSS grew by {growth:.0f} KiB after the warm-up")
+        failures.append(f"the daemon's private memory grew by {growth:.0f} KiB after the warm-up")
     return failures
 
 

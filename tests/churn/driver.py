@@ -326,21 +326,27 @@ class Run:
             time.sleep(0.5)
 
     def _growth(self) -> dict[str, Any]:
-        """RSS in KiB: at the start, after the warm-up (a fifth of the run), at the end; each a median of samples."""
+        """Memory in KiB: at the start, after the warm-up (a fifth of the run), at the end; each a median of samples.
+
+        RSS has the pages of the journal's file in it, which grow with the file and are journald's as well; `private` is
+        the daemon's own.
+        """
         if len(self._daemon) < 10:
             return {"samples": len(self._daemon)}
-        rss = [s["rss"] for s in self._daemon]
+        rss, private = ([s[kind] for s in self._daemon] for kind in ("rss", "private"))
         warm = len(rss) // 5
         span = max(3, len(rss) // 20)
-        start, after, end = (statistics.median(x) for x in (rss[:3], rss[warm : warm + span], rss[-span:]))
+
+        def moments(samples: list[float]) -> list[float]:
+            return [statistics.median(x) for x in (samples[:3], samples[warm : warm + span], samples[-span:])]
+
         last = self._daemon[-1]
         return {
-            "rss_start": start,
-            "rss_warm": after,
-            "rss_end": end,
-            "growth": end - after,
+            "rss": moments(rss),
+            "private": moments(private),
+            "growth": moments(private)[2] - moments(private)[1],
+            "rss_growth": moments(rss)[2] - moments(rss)[1],
             "rss_max": max(rss),
-            "private": [self._daemon[i]["private"] for i in (0, warm, -1)],
             "curve": [round(rss[i * (len(rss) - 1) // 20]) for i in range(21)],
             "threads": last["threads"],
             "descriptors": last["descriptors"],

@@ -40,6 +40,13 @@ def eventually(answer: Callable[[], bool], what: str, seconds: float = 60) -> No
         time.sleep(0.02)
 
 
+def thread_states(pid: int) -> Iterator[str]:
+    """Of each thread: a signal that stops a process takes its time, and what still runs may answer."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            yield (task / "stat").read_text().rpartition(")")[2].split()[0]
+
+
 class PrivateContainerd:
     """One containerd. Its containers run busybox without network in a namespace named after the test's process."""
 
@@ -71,6 +78,7 @@ class PrivateContainerd:
     def frozen(self, pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGSTOP)
         try:
+            eventually(lambda: set(thread_states(pid)) <= {"T", "Z"}, f"the threads of process {pid} to stop")
             yield
         finally:
             os.kill(pid, signal.SIGCONT)

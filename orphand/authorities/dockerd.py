@@ -28,7 +28,6 @@ SYSTEM_CONTAINERD = "/run/containerd/containerd.sock"
 CONTAINERD_NAMES = ("containerd.sock", "docker-containerd.sock")  # the second: Docker 17.12 to 18.06
 CONFIG_LIMIT = 1 << 20
 CHOICES = frozenset({"containerd", "containerd-namespace", "containerd-plugins-namespace"})
-_INIT = ProcessId(1, 0)
 TICKS = os.sysconf("SC_CLK_TCK")
 REMAPPED = re.compile(r"\d+\.\d+")  # the last part of a data-root under userns-remap: UID.GID
 
@@ -241,7 +240,7 @@ class Finder:
         return f"it is not a dockerd that listens on {socket}"
 
     def _held_by_init(self, inodes: frozenset[int]) -> bool:
-        return bool(listeners.holders(inodes, [_INIT], self._proc))
+        return bool(listeners.holders(inodes, [ProcessId(1, 0)], self._proc))
 
     def _stopped(self, found: Mapping[ProcessId, Engine]) -> Iterator[Engine]:
         """The usual socket, where systemd holds it for a dockerd that doesn't run."""
@@ -346,11 +345,7 @@ def named(pid: int, name: str, proc: Path = Path("/proc")) -> Optional[ProcessId
 
 def process_id(pid: int, proc: Path = Path("/proc")) -> Optional[ProcessId]:
     """Pid and start time, or None if it has ended (a zombie has)."""
-    try:
-        with open(f"{proc}/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
+    fields = _stat_fields(pid, proc)
     if len(fields) < 20 or fields[0] in (b"Z", b"X"):
         return None
     return ProcessId(pid, int(fields[19]))
@@ -358,11 +353,17 @@ def process_id(pid: int, proc: Path = Path("/proc")) -> Optional[ProcessId]:
 
 def parent_of(pid: int, proc: Path = Path("/proc")) -> int:
     """The pid of its parent, 0 if it has ended."""
+    fields = _stat_fields(pid, proc)
+    return int(fields[1]) if len(fields) > 1 else 0
+
+
+def _stat_fields(pid: int, proc: Path) -> list[bytes]:
+    """/proc/PID/stat from the third field on (proc(5)); empty if there is no such process."""
     try:
         with open(f"{proc}/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
+            return file.read().rpartition(b")")[2].split()
+    except OSError:
+        return []
 
 
 def is_hosts_own(pid: int, proc: Path = Path("/proc"), host: int = 1) -> bool:

@@ -98,6 +98,7 @@ def holds(inodes: frozenset[int], process: ProcessId, proc: Path = PROC) -> bool
 
 
 def _target(link: str) -> str:
+    """Where it leads; "" if it is gone."""
     try:
         return os.readlink(link)
     except OSError:
@@ -108,9 +109,6 @@ def _descriptors(directory: str) -> Iterator[str]:
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
-                try:
-                    yield os.readlink(entry.path)
-                except OSError:
-                    continue
+                yield _target(entry.path)
     except OSError:
         return

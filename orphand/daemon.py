@@ -83,6 +83,7 @@ class Daemon:
         self._node = socket.gethostname()
         self._history = judge.History()
         self._cases: dict[tuple[str, ...], Case] = {}
+        self._seen: Optional[tuple[Case, ...]] = None  # the last look's, before the policy and the grace had their say
         self._ending: dict[tuple[str, ...], asyncio.Task[None]] = {}
         self._half_done: dict[str, str] = {}  # ends that were interrupted -> why they are not gone on with yet
         self._resuming: Optional[asyncio.Task[None]] = None
@@ -191,12 +192,10 @@ class Daemon:
         return True
 
     def _conclude(self, survey: Survey, now: float) -> None:
-        settings = self._settings
-        exempted = [_judged(c, policy.exempted(c, settings.policy)) for c in survey.cases]
-        judgements = {c.sighting.key: c.judgement for c in exempted}
-        self._history = judge.remember(self._history, judgements, now, self._max_gap)
-        cases = tuple(_judged(c, self._ripened(c, now)) for c in exempted)
-        before, self._cases = self._cases, {c.sighting.key: c for c in cases}
+        before = self._cases
+        if survey.cases is not self._seen:  # else the last look still holds, in which all was settled
+            self._judge(survey.cases, now)
+        cases = tuple(self._cases.values())
         survey = replace(survey, cases=cases)
         self._watch_hold()
         self._watch_breaker(cases)
@@ -206,6 +205,14 @@ class Daemon:
             self._act(self._cases[key], decision)
         self._clear_alerts(before)
         self._write_status(survey, decisions)
+
+    def _judge(self, seen: tuple[Case, ...], now: float) -> None:
+        """What the policy and the grace make of it."""
+        exempted = [_judged(c, policy.exempted(c, self._settings.policy)) for c in seen]
+        judgements = {c.sighting.key: c.judgement for c in exempted}
+        self._history = judge.remember(self._history, judgements, now, self._max_gap)
+        self._cases = {c.sighting.key: _judged(c, self._ripened(c, now)) for c in exempted}
+        self._seen = seen
 
     @property
     def _max_gap(self) -> float:
@@ -491,6 +498,7 @@ class Daemon:
             return
         self._config_trouble = ""
         self._settings = settings
+        self._seen = None
         self._bench.reconfigure(settings)
         self._alerts.reconfigure(settings.alerts)
         self._sources.reconfigure(settings)

@@ -5,16 +5,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Optional
 
 from orphand import judge
-from orphand.authorities.bench import Bench
+from orphand.authorities.bench import Bench, Roll
 from orphand.model import SUSPECTS, Case, Identity, Judgement, Sighting, Survey, Testimony, Verdict
 from orphand.sightings import Looker
 
 SETTLED = frozenset({Verdict.MANAGED, Verdict.FOREIGN})
 Identify = Callable[[Sighting], Identity]
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """A look that found everything settled: it stays true while nothing changes."""
+
+    survey: Survey
+    changes: int  # the looker's
+    roll: Roll
 
 
 class Scanner:
@@ -30,8 +39,7 @@ class Scanner:
         self._identify = identify
         self._one_at_a_time = threading.Lock()
         self._identities: dict[tuple[str, ...], Identity] = {}
-        self._last: Optional[Survey] = None
-        self._changes = 0  # the looker's, at the last survey
+        self._standing: Optional[_Standing] = None
 
     def look(self, full: bool = False, everybody: bool = False, quiet_since: Optional[float] = None) -> Survey:
         """Everything on the node. `full` sweeps /proc; `everybody` names managed containers too, not only suspects.
@@ -40,26 +48,24 @@ class Scanner:
         Where nothing has changed on the node either, the last look is still true, and is given again.
         """
         with self._one_at_a_time:
-            last, self._last = self._last, None
+            standing, self._standing = self._standing, None
             self._looker.read(full)
-            if last and not everybody and quiet_since is not None and self._holds(last, quiet_since):
-                self._last = replace(last, seen_at=self._looker.seen_at, complete=False)
-                return self._last
-            self._changes = self._looker.changes
+            if standing and not everybody and quiet_since is not None and self._holds(standing, quiet_since):
+                self._standing = standing
+                return replace(standing.survey, seen_at=self._looker.seen_at, complete=False)
+            changes = self._looker.changes
             sightings = self._looker.sightings()
             cases = self._cases(sightings, sightings, everybody, quiet_since)
             self._forget_all_but(case.sighting.key for case in cases)
             seen_at = min((s.seen_at for s in sightings), default=self._looker.seen_at)
-            self._last = Survey(tuple(cases), seen_at, complete=full, blind=tuple(self._looker.blind))
-            return self._last
+            survey = Survey(tuple(cases), seen_at, complete=full, blind=tuple(self._looker.blind))
+            if all(c.judgement.verdict in SETTLED for c in cases):
+                self._standing = _Standing(survey, changes, Roll.of([c.sighting for c in cases]))
+            return survey
 
-    def _holds(self, survey: Survey, quiet_since: float) -> bool:
-        """Whether that look is still true: all is as it was, and Docker knows all of what could be orphaned."""
-        return (
-            self._looker.changes == self._changes
-            and all(c.judgement.verdict in SETTLED for c in survey.cases)
-            and self._bench.knows_still([c.sighting for c in survey.cases], quiet_since)
-        )
+    def _holds(self, standing: _Standing, quiet_since: float) -> bool:
+        """Whether it is still true: all is as it was, and Docker knows all of what could be orphaned."""
+        return self._looker.changes == standing.changes and self._bench.knows_still(standing.roll, quiet_since)
 
     def again(self, case: Case) -> Optional[Case]:
         """The same container now, with every answer new; None if it is gone or its processes are others.

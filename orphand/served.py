@@ -77,6 +77,7 @@ class Bundles:
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self._beside: dict[str, _Beside] = {}
+        self.changes = 0  # while it stands still, `of` answers what it answered before
 
     def refresh(self) -> None:
         """See which directories changed. Until then `of` answers from what was read before."""
@@ -84,11 +85,13 @@ class Bundles:
             changed = self._disk.changed(parent)
             if not changed:
                 del self._beside[parent]
+                self.changes += 1
             elif changed != beside.changed:
                 self._read(parent, changed)
 
     def _read(self, parent: str, changed: int) -> _Beside:
         beside = self._beside.setdefault(parent, _Beside())
+        self.changes += 1
         inodes = {n: inode for n, inode in self._disk.entries(parent).items() if is_identifier(n)}
         known = {n: socket for n, socket in beside.sockets.items() if beside.inodes.get(n) == inodes.get(n)}
         beside.sockets = {n: known.get(n) or socket_of_bundle(self._disk, f"{parent}/{n}") for n in inodes}

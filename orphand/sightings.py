@@ -50,6 +50,7 @@ class _Keeper:
     due: bool = True  # what it serves is to be read again
     unsure: bool = False  # something of it could not be read: it is to be recognised again
     children: frozenset[int] = frozenset()  # at the last full look
+    fresh_at: int = -1  # the changes of the bundles up to which what it serves is known to be as it was read
 
 
 class Looker:
@@ -345,10 +346,12 @@ class Looker:
         served = keeper.served
         if served is None or keeper.due:
             return True
-        if keeper.found.foreign:
+        if keeper.found.foreign or keeper.fresh_at == self._bundles.changes:
             return False
         young = self.seen_at - keeper.shim.process.start / TICKS < _SETTLING
-        return young or not served.complete or self._bundles.of(keeper.shim) != served.bundles
+        due = young or not served.complete or self._bundles.of(keeper.shim) != served.bundles
+        keeper.fresh_at = -1 if due else self._bundles.changes
+        return due
 
     def _verify(self, keeper: _Keeper) -> None:
         """Read the shim itself anew, too."""
@@ -364,7 +367,7 @@ class Looker:
     def _serve(self, keeper: _Keeper) -> None:
         before = keeper.served.inits if keeper.served else ()
         keeper.served = self._read(keeper.found, keeper.shim, self._host, before)
-        keeper.due = False
+        keeper.due, keeper.fresh_at = False, -1
         kept = {i.process for i in keeper.served.inits}
         self._let_go(i for i in before if i.process not in kept)
         for process in kept:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
@@ -80,6 +80,24 @@ class Route:
         return replace(self, questions=tuple(q for q in self.questions if q.role is Role.OWNER))
 
 
+@dataclass(frozen=True)
+class Roll:
+    """What of the sightings decides whom there is to ask: kept with a look, it saves the next one the reading."""
+
+    ids: Mapping[tuple[str, str], tuple[str, ...]]  # (address, namespace) -> the containers
+    shims: frozenset[int]  # their pids
+
+    @classmethod
+    def of(cls, sightings: Sequence[Sighting]) -> Roll:
+        """Of those that are not foreign."""
+        judged = [s for s in sightings if not s.foreign]
+        ids: dict[tuple[str, str], list[str]] = {}
+        for sighting in judged:
+            ids.setdefault((sighting.address, sighting.namespace), []).append(sighting.container_id)
+        shims = frozenset(s.shim.process.pid for s in judged if s.shim)
+        return cls({way: tuple(named) for way, named in ids.items()}, shims)
+
+
 class Bench:
     """All witnesses. `hear` may be called by several threads, and is done one after the other."""
 
@@ -134,9 +152,10 @@ class Bench:
         until = time.monotonic() + self._patience + SLACK
         asked_at = boot_clock()
         judged = [s for s in sightings if not s.foreign]
-        self._find(judged)
+        roll = Roll.of(judged)
+        self._find(roll)
         namespaces = self._namespaces(judged, until)
-        ways = {w: self._route(*w, namespaces) for w in {(s.address, s.namespace) for s in judged}}
+        ways = {way: self._route(*way, namespaces) for way in roll.ids}
         routes = {s.key: ways[s.address, s.namespace] for s in judged}
         answers = self._ask(judged, routes, Role.OWNER, until)
         if not everybody:
@@ -148,22 +167,18 @@ class Bench:
         self._denied = any(t.claim in DENIALS for said in heard.values() for t in said)
         return {**{s.key: () for s in sightings}, **heard}
 
-    def knows_still(self, sightings: Sequence[Sighting], quiet_since: float) -> bool:
-        """Whether for all of them some Docker's last list still tells a yes, so that nobody need be asked.
+    def knows_still(self, roll: Roll, quiet_since: float) -> bool:
+        """Whether for all in it some Docker's last list still tells a yes, so that nobody need be asked.
 
         The engines are looked for as in `hear`; where they are others, it's no. `quiet_since`: see Docker.ask.
         """
         with self._lock:
             if self._next_settings is not None:
                 return False
-            judged = [s for s in sightings if not s.foreign]
             before = self.engines()
-            self._find(judged)
+            self._find(roll)
             self._see_servers()
-            ids: dict[tuple[str, str], list[str]] = {}
-            for sighting in judged:
-                ids.setdefault((sighting.address, sighting.namespace), []).append(sighting.container_id)
-            return self.engines() == before and all(self._is_known(*way, i, quiet_since) for way, i in ids.items())
+            return self.engines() == before and all(self._is_known(*w, i, quiet_since) for w, i in roll.ids.items())
 
     def _is_known(self, address: str, namespace: str, ids: Sequence[str], quiet_since: float) -> bool:
         dockers = (d for d in self._dockers_of(address) if _part(d, namespace) == CONTAINERS)
@@ -210,19 +225,17 @@ class Bench:
 
     # -- finding ------------------------------------------------------------------------------------------------
 
-    def _find(self, sightings: Sequence[Sighting]) -> None:
+    def _find(self, roll: Roll) -> None:
         """Look for the engines. All of /proc is searched at first, for containers of a Docker that wasn't found yet,
         and while anything looks orphaned: it may belong to a dockerd that has come since.
         """
         now = time.monotonic()
-        homes = {(s.address, s.namespace) for s in sightings}
-        homeless = any(is_dockers(namespace) and not self._dockers_of(address) for address, namespace in homes)
+        homeless = any(is_dockers(namespace) and not self._dockers_of(address) for address, namespace in roll.ids)
         due = now - self._searched_at >= THOROUGH_INTERVAL
         thorough = due and (homeless or self._denied or self._searched_at == float("-inf"))
         if thorough:
             self._searched_at = now
-        shims = {s.shim.process.pid for s in sightings if s.shim}
-        found = _by_socket(self._finder.look(thorough, shims))
+        found = _by_socket(self._finder.look(thorough, roll.shims))
         for socket, docker in list(self._dockers.items()):
             if socket not in found and not self._crew.is_busy(socket):
                 docker.close()
@@ -233,7 +246,7 @@ class Bench:
             elif not self._crew.is_busy(socket):
                 self._dockers[socket].meet(engine)
         self._remember_dockers(now)
-        self._find_containerds(sightings)
+        self._find_containerds({address for address, _ in roll.ids})
 
     def _remember_dockers(self, now: float) -> None:
         """Each that serves, for good; what never served, such as `dockerd --validate` by hand, for a while."""
@@ -244,11 +257,11 @@ class Bench:
                 self._met[socket] = _Met(engine.containerd, until)
         self._met = {socket: met for socket, met in self._met.items() if met.until > now}
 
-    def _find_containerds(self, sightings: Sequence[Sighting]) -> None:
+    def _find_containerds(self, addresses: Iterable[str]) -> None:
         named = [c.address for c in self._settings.containerd or ()]
         default = [dockerd.SYSTEM_CONTAINERD] if self._settings.containerd is None else []
         engines = [d.engine.containerd for d in self._dockers.values()]
-        shims = [address for address in sorted({s.address for s in sightings}) if self._may_ask(address)]
+        shims = [address for address in sorted(addresses) if self._may_ask(address)]
         for address in filter(None, (*named, *engines, *default, *shims)):
             if not any(same_socket(address, known) for known in self._servers):
                 self._servers[address] = Server(address, self._proc)

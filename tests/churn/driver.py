@@ -21,7 +21,7 @@ from tests.churn.chaos import Chaos, configure, main_pid, shell, start_residents
 from tests.churn.engine import Docker
 from tests.churn.life import Living, Stuck, Tools
 from tests.churn.plan import Life, Plan, make_plan
-from tests.churn.watch import Watcher, layer_mounts, residue, sandbox_files, strangers
+from tests.churn.watch import DOCKERDS_PROXY, Watcher, layer_mounts, residue, sandbox_files, strangers
 
 STORY_LINES = 120
 BOOK = Path("/var/log/churn.txt")
@@ -241,13 +241,15 @@ class Run:
         """(what orphand should have removed, what engines left of containers that had no process any more).
 
         A crash in the middle of a create leaves runc's record or a cgroup without any process: no orphan that
-        runs, nothing that orphand looks for. Of an id that it ended, or ever had to end, everything counts.
+        runs, nothing that orphand looks for. Of an id that it ended, or ever had to end, everything counts, apart from
+        the proxies of a living dockerd: those are its own to end, and a container that comes may have the address.
         """
         ended = {str(r.get("ORPHAND_CONTAINER_ID")) for r in records if r.get("MESSAGE_ID") in ACTS}
         concerned = ended | self._long_strays() | {e.full_id for e in self._book.victims()}
         concerned |= {e.netns for e in self._book.victims() if e.netns}
         lifeless = ("cgroup ", "runc state ", "bundle ", "netns ")
         own = [f for f in found if f.startswith(lifeless) and not any(i in f for i in concerned)]
+        own += [f for f in found if f.startswith(DOCKERDS_PROXY)]
         return [f for f in found if f not in own], own
 
     def _spared(self, records: list[dict[str, Any]]) -> dict[str, str]:

@@ -23,6 +23,7 @@ RUNC = {
     **{n: Path("/run/containerd/runc", n) for n in ("k8s.io", "churn")},
 }
 FULL_ID = re.compile(r"[0-9a-f]{64}")
+DOCKERDS_PROXY = "dockerd's docker-proxy"  # a living dockerd's, which still has it in its books
 
 
 class Watcher:
@@ -157,7 +158,7 @@ def residue(known: set[str]) -> list[str]:
     of = contained()
     found = [f"shim {pid} of {n}/{i}" for pid, (n, i) in shims().items() if i not in known]
     found += [f"process {pid} of {i}: {' '.join(argv_of(pid))[:60]}" for pid, i in of.items() if i not in known]
-    found += [f"docker-proxy {pid}" for pid in pids() if argv_of(pid)[:1] == ["/usr/sbin/docker-proxy"]]
+    found += proxies()
     found += [
         f"runc {pid}: {' '.join(argv_of(pid))[:80]}"
         for pid in pids()
@@ -175,6 +176,25 @@ def residue(known: set[str]) -> list[str]:
         if mount.startswith("/run/docker/netns/") and not mount.endswith("/default"):
             found.append(f"netns {mount}")
     return found
+
+
+def proxies() -> list[str]:
+    """Every docker-proxy, by whose child it is: dockerd starts and ends its own, and orphand only tells of them."""
+    found = []
+    for pid in pids():
+        argv = argv_of(pid)
+        if argv[:1] == ["/usr/sbin/docker-proxy"]:
+            parent = parent_of(pid)
+            owner = DOCKERDS_PROXY if os.path.basename((argv_of(parent) or [""])[0]) == "dockerd" else "docker-proxy"
+            found.append(f"{owner} {pid} of parent {parent}: {' '.join(argv[1:])}")
+    return found
+
+
+def parent_of(pid: int) -> int:
+    """0 if it is gone."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
 
 
 def layer_mounts() -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Optional
 import pytest
 
 from orphand.authorities import bench, docker, dockerd
-from orphand.authorities.bench import Bench, Crew, EngineState
+from orphand.authorities.bench import Bench, Crew, EngineState, Roll
 from orphand.authorities.docker import boot_clock
 from orphand.authorities.dockerd import Engine, Stranger
 from orphand.authorities.presence import Absent, Server
@@ -115,6 +115,10 @@ def heard(made: Bench, *sightings: Sighting) -> list[tuple[Testimony, ...]]:
     return [answers[s.key] for s in sightings]
 
 
+def still(made: Bench, since: float, *sightings: Sighting) -> bool:
+    return made.knows_still(Roll.of(sightings), since)
+
+
 def summary(testimonies: Sequence[Testimony]) -> list[tuple[str, str]]:
     return [(t.role.value, t.claim.value) for t in testimonies]
 
@@ -131,10 +135,10 @@ def test_only_what_a_docker_listed_is_known_still(server: DockerServer, address:
     made = make(SETTINGS, server.engine(containerd=address))
     since = boot_clock() - 1.0
     known, foreign = sighting(address), sighting(address, "k8s.io", OTHER, foreign="another's")
-    assert not made.knows_still([known], since), "nobody was asked yet"
+    assert not still(made, since, known), "nobody was asked yet"
     heard(made, known)
-    assert made.knows_still([known, foreign], since)
-    assert made.knows_still([], since)
+    assert still(made, since, known, foreign)
+    assert still(made, since)
     for other in (
         sighting(address, container_id=OTHER),
         sighting(address, "k8s.io"),
@@ -142,19 +146,19 @@ def test_only_what_a_docker_listed_is_known_still(server: DockerServer, address:
         sighting(str(tmp_path / "second.sock")),
         sighting("", ""),
     ):
-        assert not made.knows_still([known, other], since)
-    assert made.knows_still([known], since)
+        assert not still(made, since, known, other)
+    assert still(made, since, known)
     second = server.engine(containerd=address)
     made._finder.engines.append(replace(second, socket=str(tmp_path / "2.sock")))  # type: ignore[attr-defined]
-    assert not made.knows_still([known], since), "another engine has come"
-    assert made.knows_still([known], since)
+    assert not still(made, since, known), "another engine has come"
+    assert still(made, since, known)
     made._finder.engines.clear()  # type: ignore[attr-defined]
-    assert not made.knows_still([known], since), "it is gone"
+    assert not still(made, since, known), "it is gone"
     made._finder.engines.append(second)  # type: ignore[attr-defined]
     heard(made, known)
-    assert made.knows_still([known], since)
+    assert still(made, since, known)
     made.reconfigure(SETTINGS)
-    assert not made.knows_still([known], since), "another configuration waits"
+    assert not still(made, since, known), "another configuration waits"
 
 
 def test_shims_are_not_looked_at_as_engines(server: DockerServer, address: str) -> None:

@@ -9,6 +9,7 @@ from typing import Optional
 
 import pytest
 
+from orphand.authorities.bench import Roll
 from orphand.model import Claim, Identity, Sighting, Testimony, Verdict
 from orphand.scan import Scanner
 from orphand.sightings import Looker
@@ -35,8 +36,8 @@ class Witness:
         claims = {s.key: Claim.KNOWN if s.container_id in self.known else Claim.UNKNOWN for s in sightings}
         return {key: (Testimony("docker", claim, float("inf")),) for key, claim in claims.items()}
 
-    def knows_still(self, sightings: Sequence[Sighting], quiet_since: float) -> bool:
-        return self.quiet and all(s.container_id in self.known for s in sightings)
+    def knows_still(self, roll: Roll, quiet_since: float) -> bool:
+        return self.quiet and all(i in self.known for ids in roll.ids.values() for i in ids)
 
 
 @pytest.fixture

@@ -498,6 +498,7 @@ def test_a_look_with_nothing_new(node: FakeNode) -> None:
     node.end(52)
     eye.look()
     assert not eye.quiet, "a process that ended"
+    assert not quiet(), "its container may get another one at any time"
     node.init(52, 50, B)
     assert quiet()
     node.end(60)

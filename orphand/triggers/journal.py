@@ -71,6 +71,7 @@ class JournalWatch:
         open_reader: Optional[Callable[[], Any]] = None,
         roots: tuple[str, ...] = ROOTS,
     ) -> None:
+        """`open_reader`: makes a reader that stands at the journal's end."""
         self._loop = loop
         self._fire = fire
         self._report = report
@@ -113,7 +114,6 @@ class JournalWatch:
             if not self._seen_roots:
                 raise OSError("there is no journal")
             self._reader = self._open_reader()
-            to_the_end(self._reader)
             self._fd = self._reader.fileno()
             self._loop.add_reader(self._fd, self._on_change)
         except (OSError, ImportError, ValueError) as error:

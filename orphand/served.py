@@ -50,6 +50,7 @@ class Served:
     members: tuple[Member, ...]
     bundles: tuple[str, ...] = ()  # the ids of the bundles that name its socket
     veto: str = ""
+    below: frozenset[int] = frozenset()  # the shim's children
 
     @property
     def complete(self) -> bool:
@@ -140,11 +141,13 @@ def read_served(
     some out while others end, and a container that is overlooked would be one that nobody protects.
     """
     children = children or proc.children
-    by_id, strangers = _tie(proc, disk, host, shim, [i.process.pid for i in before], bundles, children)
+    below = _below(children, shim.process.pid)
+    first = (*below, *(i.process.pid for i in before))
+    by_id, strangers = _tie(proc, disk, host, shim, first, bundles, children)
     ids = dict.fromkeys((shim.container_id, *bundles, *by_id))
     members = tuple(_member(proc, disk, host, shim, i, by_id.get(i, ())) for i in ids)
     veto = f"a child of its shim, process {strangers[0]}, belongs to no container that can be told" if strangers else ""
-    return Served(members, tuple(bundles), veto)
+    return Served(members, tuple(bundles), veto, frozenset(below))
 
 
 def _tie(
@@ -152,16 +155,16 @@ def _tie(
     disk: Disk,
     host: Host,
     shim: Shim,
-    before: Sequence[int],
+    first: Sequence[int],
     bundles: Sequence[str],
     children: Children,
 ) -> tuple[Mapping[str, Sequence[_Process]], Sequence[int]]:
-    """(id -> its processes right below the shim, pids that could be tied to no id)."""
+    """(id -> its processes right below the shim, pids that could be tied to no id). `first`: the pids to begin with."""
     by_id: dict[str, list[_Process]] = {}
     strangers: list[int] = []
     known = (shim.container_id, *bundles)
     shared = _cgroups_of(proc, host, shim.process.pid)
-    waiting = [(pid, shim.process.pid) for pid in dict.fromkeys((*_below(children, shim.process.pid), *before))]
+    waiting = [(pid, shim.process.pid) for pid in dict.fromkeys(first)]
     while waiting:
         pid, parent = waiting.pop(0)
         facts = _facts(proc, pid)

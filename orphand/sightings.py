@@ -49,7 +49,6 @@ class _Keeper:
     served: Optional[Served] = None
     due: bool = True  # what it serves is to be read again
     unsure: bool = False  # something of it could not be read: it is to be recognised again
-    children: frozenset[int] = frozenset()  # at the last full look
     fresh_at: int = -1  # the changes of the bundles up to which what it serves is known to be as it was read
 
 
@@ -197,7 +196,7 @@ class Looker:
             return None
 
     def _sweep(self) -> list[Stat]:
-        """Processes not seen before, of all. Shims that have other children than at the last full look become due."""
+        """Processes not seen before, of all. Shims that have other children than when they were read become due."""
         found: list[Stat] = []
         dull: set[int] = set()
         below: dict[int, list[int]] = {pid: [] for pid in self._keepers}
@@ -215,9 +214,8 @@ class Looker:
             elif not stat.dead and stat.pid not in self._strays:
                 found.append(stat)
         for pid, keeper in self._keepers.items():
-            children = frozenset(below[pid])
-            keeper.due = keeper.due or children != keeper.children
-            keeper.children = children
+            if keeper.served and not keeper.found.foreign:
+                keeper.due = keeper.due or keeper.served.below != frozenset(below[pid])
         self._dull, self._by_parent, self._dull_children = dull, below, {}
         for stat in found:
             self._is_engine(stat)

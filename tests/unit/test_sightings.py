@@ -12,8 +12,10 @@ from typing import Any, Optional
 import pytest
 
 from orphand import proc as proc_module
+from orphand import sightings
 from orphand.errors import ProcError
 from orphand.model import Generation, Sighting
+from orphand.served import read_served
 from orphand.sightings import Looker
 from tests.fakeproc import FakeNode
 
@@ -614,6 +616,32 @@ def test_a_shim_in_another_cgroup_is_not_the_same_any_more(node: FakeNode) -> No
     assert sighting.foreign == ""
     (node.proc_root / "50/cgroup").write_text(f"0::/docker/{B}\n")
     assert eye.again(sighting) is None  # a foreign shim's address is no path of ours: another key
+
+
+def test_a_full_look_reads_only_shims_that_have_other_children(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To read one takes about a millisecond, and a node has hundreds."""
+    read: list[int] = []
+
+    def counted(*told: Any) -> Any:
+        read.append(told[3].process.pid)
+        return read_served(*told)
+
+    monkeypatch.setattr(sightings, "read_served", counted)
+    eye = looker(node)
+    for pid, container_id in ((50, A), (60, B)):
+        node.v2_shim(pid, container_id)
+        node.init(pid + 1, pid, container_id)
+    node.v2_shim(70, C, user=7)
+    for path in node.root.rglob("io.containerd*/*"):
+        os.utime(path, (1, 1), follow_symlinks=False)
+    assert len(eye.look(full=True)) == 3
+    for full in (True, False, True):
+        eye.look(full)
+    assert sorted(read) == [50, 60]
+    node.add(62, "x", ["x"], ppid=60, cgroup="/elsewhere", mnt=9)
+    eye.look(full=True)
+    eye.look(full=True)
+    assert sorted(read) == [50, 60, 60]
 
 
 def test_a_full_look_finds_a_shims_other_children_and_parent(node: FakeNode) -> None:

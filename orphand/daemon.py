@@ -12,7 +12,7 @@ import gc
 import signal
 import socket
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
@@ -200,7 +200,7 @@ class Daemon:
         self._watch_hold()
         self._watch_breaker(cases)
         self._story.look(survey, lambda case: self._intent(case, now), self._grace, now)
-        decisions = {c.sighting.key: self._intent(c, now) for c in cases if c.judgement.verdict is Verdict.ORPHAN}
+        decisions = {c.sighting.key: self._intent(c, now) for c in _orphans(cases)}
         for key, decision in decisions.items():
             self._act(self._cases[key], decision)
         self._clear_alerts(before)
@@ -574,6 +574,12 @@ def _freeze() -> None:
     gc.collect()
     gc.freeze()
     gc.collect()
+
+
+def _orphans(cases: Iterable[Case]) -> list[Case]:
+    """The longest known first: ends come one at a time, and the hour's may not be enough for all."""
+    found = (c for c in cases if c.judgement.verdict is Verdict.ORPHAN)
+    return sorted(found, key=lambda c: c.judgement.since or 0.0)
 
 
 def _judged(case: Case, judgement: Judgement) -> Case:

@@ -11,7 +11,7 @@ from typing import Any, Optional
 import pytest
 
 from orphand import proc
-from orphand.daemon import Daemon
+from orphand.daemon import Daemon, _orphans
 from orphand.estate import Estate
 from orphand.model import (
     Action,
@@ -137,6 +137,17 @@ def test_what_stops_kills_stops_one_that_waited_for_its_turn(daemon: Daemon, cha
     for name, value in change.items():
         setattr(daemon, name, value)
     assert end(daemon, Outcome(True)) == 0
+
+
+def test_the_longest_known_orphans_are_ended_first() -> None:
+    """The hour's ends may not be enough for all."""
+
+    def found(since: float) -> Case:
+        return replace(orphan(), judgement=Judgement(Verdict.ORPHAN, "because", Kind.SHIMLESS, since=since))
+
+    pending = replace(orphan(), judgement=Judgement(Verdict.PENDING, "because", Kind.SHIMLESS, since=1.0))
+    late, early = found(9.0), found(2.0)
+    assert _orphans([late, pending, early]) == [early, late]
 
 
 def test_a_state_that_cant_be_saved_stops_it(daemon: Daemon, tmp_path: Path) -> None:

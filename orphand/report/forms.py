@@ -46,6 +46,22 @@ def survey_form(survey: Survey, decisions: Mapping[tuple[str, ...], Decision]) -
     }
 
 
+def orphan_since(case: Case, status: Mapping[str, Any]) -> Optional[float]:
+    """Since when the daemon finds it orphaned, by its status file (boot clock); None if it doesn't, or another process.
+
+    A single look can't tell a grace that is over: the daemon's looks, one after the other, can.
+    """
+    sighting = case.sighting
+    processes = {(p.pid, p.start) for p in sighting.processes}
+    for form in status["containers"]:
+        told = [*([form["shim"]] if form["shim"] else []), *form["inits"]]
+        same = (form["address"], form["namespace"], form["container_id"]) == sighting.name
+        same = same and {(t["process"]["pid"], t["process"]["start"]) for t in told} == processes
+        if same and form["verdict"] == Verdict.ORPHAN.value:
+            return float(form["since"])
+    return None
+
+
 def outcome_form(outcome: Outcome) -> dict[str, Any]:
     """What an end came to."""
     return {

@@ -151,31 +151,36 @@ class Eyes:
 
         survey = self.scanner.look(full=True, everybody=True)
         cases = [replace(c, judgement=policy.exempted(c, self._settings.policy)) for c in survey.cases]
-        return replace(survey, cases=tuple(sorted(_with_daemons_word(cases), key=lambda c: c.sighting.key)))
+        return replace(
+            survey,
+            cases=tuple(sorted(_with_daemons_word(cases, self._settings.scan.max_gap), key=lambda c: c.sighting.key)),
+        )
 
     def close(self) -> None:
         """Close every connection."""
         self.bench.close()
 
 
-def _with_daemons_word(cases: Sequence[Case]) -> list[Case]:
-    """Those that the daemon has found orphaned for the whole grace, by its last look, and that still look so."""
-    from orphand.report.forms import orphan_since
-    from orphand.report.screen import STALE_SECONDS
+def _with_daemons_word(cases: Sequence[Case], max_gap: float) -> list[Case]:
+    """Those that the daemon has found orphaned for the whole grace, and that still look so, are orphans here too.
+
+    Its word counts for `max_gap` seconds, as its own looks do.
+    """
+    from orphand.report.forms import found_key, orphans_since
     from orphand.state import RUNTIME_DIR, StateError, read_json
 
-    found = []
     try:
         status = read_json(RUNTIME_DIR / "status.json")
-        if abs(time.time() - status["looked_at"]) > STALE_SECONDS:
-            return list(cases)
-        for case in cases:
-            since = orphan_since(case, status) if case.judgement.verdict is Verdict.PENDING else None
-            judgement = replace(case.judgement, verdict=Verdict.ORPHAN, since=since)
-            found.append(case if since is None else replace(case, judgement=judgement))
-    except (StateError, LookupError, TypeError, ValueError):  # none, or one of another version's
-        return list(cases)
-    return found
+        fresh = abs(time.time() - status["looked_at"]) <= max_gap
+        since = orphans_since(status) if fresh else {}
+    except (StateError, LookupError, TypeError, ValueError, OverflowError, RecursionError):
+        return list(cases)  # there is none, or it is another version's
+    return [
+        replace(c, judgement=replace(c.judgement, verdict=Verdict.ORPHAN, since=since[found_key(c)]))
+        if c.judgement.verdict is Verdict.PENDING and found_key(c) in since
+        else c
+        for c in cases
+    ]
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:

@@ -210,14 +210,9 @@ class Daemon:
         """What the policy and the grace make of it."""
         exempted = [_judged(c, policy.exempted(c, self._settings.policy)) for c in seen]
         judgements = {c.sighting.key: c.judgement for c in exempted}
-        self._history = judge.remember(self._history, judgements, now, self._max_gap)
+        self._history = judge.remember(self._history, judgements, now, self._settings.scan.max_gap)
         self._cases = {c.sighting.key: _judged(c, self._ripened(c, now)) for c in exempted}
         self._seen = seen
-
-    @property
-    def _max_gap(self) -> float:
-        """Seconds without a look that break a row: three timers, and what engines may take to answer."""
-        return 3 * self._settings.scan.interval + 4 * self._settings.scan.timeout
 
     def _ripened(self, case: Case, now: float) -> Judgement:
         row = self._history.rows.get(case.sighting.key)

@@ -59,7 +59,7 @@ class Scanner:
             self._forget_all_but(case.sighting.key for case in cases)
             seen_at = min((s.seen_at for s in sightings), default=self._looker.seen_at)
             survey = Survey(tuple(cases), seen_at, complete=full, blind=tuple(self._looker.blind))
-            if all(c.judgement.verdict in SETTLED for c in cases):
+            if len(cases) == len(sightings) and all(c.judgement.verdict in SETTLED for c in cases):
                 self._standing = _Standing(survey, changes, Roll.of([c.sighting for c in cases]))
             return survey
 

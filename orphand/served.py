@@ -21,7 +21,7 @@ from orphand.bundles import (
     sockets_of,
 )
 from orphand.cgroups import contains, is_identifier, last_id
-from orphand.errors import ProcError
+from orphand.errors import Gone, ProcError
 from orphand.model import Generation, Init, ProcessId, Shim
 from orphand.proc import Proc
 from orphand.shims import Facts, Host, gather
@@ -51,11 +51,12 @@ class Served:
     bundles: tuple[str, ...] = ()  # the ids of the bundles that name its socket
     veto: str = ""
     below: frozenset[int] = frozenset()  # the shim's children
+    unread: bool = False  # not all of a living child could be read
 
     @property
     def complete(self) -> bool:
-        """Whether each container has its first process."""
-        return all(m.inits for m in self.members)
+        """Whether each container has its first process, and nothing was left unread."""
+        return not self.unread and all(m.inits for m in self.members)
 
     @property
     def inits(self) -> tuple[Init, ...]:
@@ -143,11 +144,11 @@ def read_served(
     children = children or proc.children
     below = _below(children, shim.process.pid)
     first = (*below, *(i.process.pid for i in before))
-    by_id, strangers = _tie(proc, disk, host, shim, first, bundles, children)
+    by_id, strangers, unread = _tie(proc, disk, host, shim, first, bundles, children)
     ids = dict.fromkeys((shim.container_id, *bundles, *by_id))
     members = tuple(_member(proc, disk, host, shim, i, by_id.get(i, ())) for i in ids)
     veto = f"a child of its shim, process {strangers[0]}, belongs to no container that can be told" if strangers else ""
-    return Served(members, tuple(bundles), veto, frozenset(below))
+    return Served(members, tuple(bundles), veto, frozenset(below), unread)
 
 
 def _tie(
@@ -158,18 +159,29 @@ def _tie(
     first: Sequence[int],
     bundles: Sequence[str],
     children: Children,
-) -> tuple[Mapping[str, Sequence[_Process]], Sequence[int]]:
-    """(id -> its processes right below the shim, pids that could be tied to no id). `first`: the pids to begin with."""
+) -> tuple[Mapping[str, Sequence[_Process]], Sequence[int], bool]:
+    """(id -> its processes right below the shim, pids that could be tied to no id, whether any could not be read).
+
+    `first`: the pids to begin with.
+    """
     by_id: dict[str, list[_Process]] = {}
     strangers: list[int] = []
+    unread = False
     known = (shim.container_id, *bundles)
     shared = _cgroups_of(proc, host, shim.process.pid)
     waiting = [(pid, shim.process.pid) for pid in dict.fromkeys(first)]
     while waiting:
         pid, parent = waiting.pop(0)
-        facts = _facts(proc, pid)
-        if facts is None or facts.stat.dead or facts.stat.ppid != parent:
+        try:
+            facts = gather(proc, pid)
+        except Gone:
             continue
+        except ProcError:
+            unread = True
+            continue
+        if facts.stat.dead or facts.stat.ppid != parent:
+            continue
+        unread = unread or bool(facts.unseen)
         told = _told_by_cgroup(disk, host, shim, facts, known, shared) or _told_by_record(
             disk, shim, facts, known, shared
         )
@@ -179,7 +191,7 @@ def _tie(
             strangers.append(pid)
         elif parent == shim.process.pid:  # runc starts the init below itself, and leaves it to the shim
             waiting.extend((child, pid) for child in _below(children, pid))
-    return by_id, strangers
+    return by_id, strangers, unread
 
 
 def _below(children: Children, pid: int) -> Iterable[int]:
@@ -187,13 +199,6 @@ def _below(children: Children, pid: int) -> Iterable[int]:
         return tuple(children(pid))
     except ProcError:
         return ()
-
-
-def _facts(proc: Proc, pid: int) -> Optional[Facts]:
-    try:
-        return gather(proc, pid)
-    except ProcError:
-        return None
 
 
 def _cgroups_of(proc: Proc, host: Host, pid: int) -> frozenset[str]:

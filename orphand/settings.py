@@ -96,6 +96,11 @@ class Scan:
     settle: float = 120.0  # an engine younger than this is not believed
     timeout: float = 5.0  # of each call to an engine
 
+    @property
+    def max_gap(self) -> float:
+        """Seconds without a look that break a row of them: three timers, and what engines may take to answer."""
+        return 3 * self.interval + 4 * self.timeout
+
 
 @dataclass(frozen=True)
 class Alerts:

@@ -107,7 +107,24 @@ class Looker:
         self.blind = self._blindness()
 
     def again(self, sighting: Sighting) -> Optional[Sighting]:
-        """Read that one container anew. None: it isn't the same any more, or can't be seen."""
+        """Read that one container anew. None: it isn't the same any more, or can't be seen.
+
+        Then what is remembered of it is not to be trusted, and the next look reads it anew, too.
+        """
+        fresh = self._seen_again(sighting)
+        if fresh is None:
+            self._distrust(sighting)
+        return fresh
+
+    def _distrust(self, sighting: Sighting) -> None:
+        for process in sighting.processes:
+            keeper, stray = self._keepers.get(process.pid), self._strays.get(process.pid)
+            if keeper:
+                keeper.due = True
+            if stray:
+                self._strays[process.pid] = replace(stray, unsure=True)
+
+    def _seen_again(self, sighting: Sighting) -> Optional[Sighting]:
         seen_at = self._proc.now()
         self._directories = {}  # what was remembered of Docker's directories doesn't count here
         host = read_host(self._proc)

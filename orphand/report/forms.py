@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Optional
 
-from orphand.model import Case, Decision, Outcome, Survey, Verdict
+from orphand.model import Case, Decision, Kind, Outcome, Survey, Verdict
 
 
 def case_form(case: Case, decision: Optional[Decision] = None) -> dict[str, Any]:
@@ -46,20 +46,28 @@ def survey_form(survey: Survey, decisions: Mapping[tuple[str, ...], Decision]) -
     }
 
 
-def orphan_since(case: Case, status: Mapping[str, Any]) -> Optional[float]:
-    """Since when the daemon finds it orphaned, by its status file (boot clock); None if it doesn't, or another process.
+Found = tuple[Any, ...]
+
+
+def found_key(case: Case) -> Found:
+    """What the daemon's word of a container is known again by: its name, its processes, the kind of orphan."""
+    return (*case.sighting.name, case.judgement.kind, frozenset((p.pid, p.start) for p in case.sighting.processes))
+
+
+def orphans_since(status: Mapping[str, Any]) -> dict[Found, float]:
+    """found_key -> since when (boot clock) the daemon finds it orphaned, by its status file.
 
     A single look can't tell a grace that is over: the daemon's looks, one after the other, can.
+    Raises LookupError, TypeError, ValueError, OverflowError for what is no such file.
     """
-    sighting = case.sighting
-    processes = {(p.pid, p.start) for p in sighting.processes}
+    found = {}
     for form in status["containers"]:
-        told = [*([form["shim"]] if form["shim"] else []), *form["inits"]]
-        same = (form["address"], form["namespace"], form["container_id"]) == sighting.name
-        same = same and {(t["process"]["pid"], t["process"]["start"]) for t in told} == processes
-        if same and form["verdict"] == Verdict.ORPHAN.value:
-            return float(form["since"])
-    return None
+        if form["verdict"] == Verdict.ORPHAN.value:
+            told = [*([form["shim"]] if form["shim"] else []), *form["inits"]]
+            processes = frozenset((t["process"]["pid"], t["process"]["start"]) for t in told)
+            kind = Kind(form["kind"])
+            found[form["address"], form["namespace"], form["container_id"], kind, processes] = float(form["since"])
+    return found
 
 
 def outcome_form(outcome: Outcome) -> dict[str, Any]:

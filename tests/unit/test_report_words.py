@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -29,7 +27,7 @@ from orphand.model import (
     Verdict,
 )
 from orphand.report import screen, words
-from orphand.report.forms import case_form, orphan_since
+from orphand.report.forms import case_form
 from orphand.settings import Match, Policy, Rule, Settings, Window
 
 ID = "ab12cd34ef56" + "0" * 52
@@ -265,24 +263,3 @@ def test_an_explanation_goes_witness_by_witness() -> None:
 def test_an_answer_from_before_the_sighting_is_called_too_old() -> None:
     old = replace(case(), testimonies=(Testimony("docker", Claim.UNKNOWN, 98.0),))
     assert "asked 2.0 s before the sighting: too old" in screen.explanation(old, [])
-
-
-def test_a_single_look_learns_from_the_daemon_that_the_grace_is_over() -> None:
-    def seen(verdict: Verdict, sighting: Sighting = SIGHTING) -> Case:
-        return Case(sighting, ANSWERS, Judgement(verdict, "nobody knows it", Kind.LEAKED_SHIM, since=90.5))
-
-    def said(*cases: Case) -> Any:
-        return json.loads(json.dumps({"containers": [case_form(c) for c in cases]}))
-
-    now = seen(Verdict.PENDING)
-    assert orphan_since(now, said(seen(Verdict.FOREIGN), seen(Verdict.ORPHAN))) == 90.5
-    assert orphan_since(now, said(seen(Verdict.PENDING))) is None
-    for other in (
-        replace(SIGHTING, namespace="k8s.io"),
-        replace(SIGHTING, shim=None),
-        replace(SIGHTING, inits=()),
-        replace(SIGHTING, shim=replace(SHIM, process=ProcessId(4711, 7))),
-    ):
-        assert orphan_since(now, said(seen(Verdict.ORPHAN, other))) is None, "another one, or other processes"
-    with pytest.raises(LookupError):
-        orphan_since(now, {})

@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Optional
 
 import pytest
 
+from orphand import served, sightings
 from orphand.authorities.bench import Roll
-from orphand.model import Claim, Identity, Sighting, Testimony, Verdict
+from orphand.errors import Denied
+from orphand.model import Claim, Identity, Sighting, Survey, Testimony, Verdict
+from orphand.proc import Proc
 from orphand.scan import Scanner
+from orphand.shims import Facts, gather
 from orphand.sightings import Looker
 from tests.fakeproc import FakeNode
 
@@ -159,3 +165,117 @@ def test_a_member_that_came_since_is_one_of_what_a_suspects_shim_serves(node: Fa
     assert [c.sighting.siblings for c in eyes.look(full=True).cases] == [()]
     node.init(52, 50, B)  # without a bundle that names the shim's socket
     assert [c.sighting.siblings for c in eyes.look().cases if c.sighting.container_id == A] == [(B,)]
+
+
+# ---- what could not be read for a moment
+
+
+def unread_once(monkeypatch: pytest.MonkeyPatch, pid: int, module: ModuleType = served) -> None:
+    """The next reading of that process fails, as where no descriptor is free."""
+    real, left = gather, [1]
+
+    def failing(proc: Proc, asked: int) -> Facts:
+        if asked == pid and left[0]:
+            left[0] -= 1
+            raise Denied("too many open files")
+        return real(proc, asked)
+
+    monkeypatch.setattr(module, "gather", failing)
+
+
+def seen(survey: Survey) -> dict[str, tuple[int, ...]]:
+    return {c.sighting.container_id: tuple(p.pid for p in c.sighting.processes) for c in survey.cases}
+
+
+def host_pid_container(node: FakeNode, generation: str = "v2") -> None:
+    """A with two processes below its shim, of which only runc's record tells the first."""
+    getattr(node, f"{generation}_shim")(50, A)
+    for pid in (51, 63):
+        node.init(pid, 50, A, nspids=[pid], pidns=200, start=pid)
+
+
+def test_a_member_of_a_pod_is_seen_as_soon_as_it_can_be_read(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.v2_shim(50, A, namespace="pods")
+    node.init(51, 50, A)
+    node.init(52, 50, B)
+    eyes = scanner(node, A)
+    unread_once(monkeypatch, 52)
+    assert seen(eyes.look(full=True)) == {A: (50, 51)}
+    assert seen(eyes.look()) == {A: (50, 51), B: (50, 52)}
+
+
+def test_one_beside_another_that_ends_is_too(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.v2_shim(50, A, namespace="pods")
+    for pid, container_id in ((51, A), (52, B), (53, C)):
+        node.init(pid, 50, container_id)
+    eyes = scanner(node, A)
+    eyes.look(full=True)
+    unread_once(monkeypatch, 52)
+    node.end(53)
+    eyes.look()
+    assert set(seen(eyes.look())) == {A, B}
+
+
+def test_what_lives_in_an_orphans_pid_namespace_is_a_veto_as_soon_as_it_can_be_read(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.v2_shim(50, A, namespace="pods")
+    node.init(51, 50, A, pidns=900)
+    node.init(52, 50, B, pidns=900, nspids=[52, 9])
+    eyes = scanner(node, B)
+    unread_once(monkeypatch, 52)
+    eyes.look(full=True)
+    (case,) = (c for c in eyes.look().cases if c.sighting.container_id == A)
+    assert "pid namespace" in case.judgement.veto
+    again = eyes.again(case)
+    assert again is not None
+    assert "pid namespace" in again.judgement.veto
+
+
+def test_an_orphan_whose_init_could_not_be_read_is_seen(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    host_pid_container(node)
+    node.record("/run/docker/runtime-runc", "moby", A, 51, 51)
+    eyes = scanner(node)
+    unread_once(monkeypatch, 51)
+    eyes.look(full=True)
+    assert seen(eyes.look()) == {A: (50, 51)}
+
+
+@pytest.mark.parametrize("looks", [0, 2])
+@pytest.mark.parametrize("generation", ["v1", "v2"])
+def test_an_orphan_that_loses_its_record_goes_on_to_be_seen(node: FakeNode, generation: str, looks: int) -> None:
+    """Without the record another of its processes counts as the first: what was remembered is read anew."""
+    host_pid_container(node, generation)
+    node.record("/run/docker/runtime-runc", "moby", A, 63, 63)
+    eyes = scanner(node)
+    for _ in range(looks):
+        eyes.look(full=True)
+    assert seen(eyes.look(full=True)) == {A: (50, 63)}
+    shutil.rmtree(node.disk_root / "run/docker/runtime-runc")
+    eyes.look()
+    assert set(seen(eyes.look())) == {A}
+
+
+def test_a_suspect_that_could_not_be_read_again_is_looked_for(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That look must not be taken for one that found everything settled."""
+    for pid, container_id in ((50, A), (60, B)):
+        node.v2_shim(pid, container_id)
+        node.init(pid + 1, pid, container_id)
+    eyes = scanner(node, A)
+    eyes.look(full=True)
+    unread_once(monkeypatch, 60, sightings)
+    assert set(seen(eyes.look(quiet_since=1.0))) == {A}
+    assert set(seen(eyes.look(quiet_since=1.0))) == {A, B}
+
+
+def test_a_stray_that_loses_its_record_goes_on_to_be_seen(node: FakeNode) -> None:
+    """The record named its namespace: without it, it is known by another name."""
+    node.init(51, 1, A)
+    node.record("/run/docker/runtime-runc", "moby", A, 51)
+    eyes = scanner(node)
+    (case,) = eyes.look(full=True).cases
+    assert case.sighting.namespace == "moby"
+    shutil.rmtree(node.disk_root / "run/docker/runtime-runc")
+    eyes.look()
+    (case,) = eyes.look().cases
+    assert case.sighting.namespace == ""

@@ -255,7 +255,8 @@ def recognise(facts: Facts, host: Host) -> Optional[Recognised]:
     )
     if arguments.helper and not v0:
         return None
-    forged = _forged(facts)
+    rootless = host.differs(facts, "user")  # a user's own engine has shims of his own
+    forged = "" if rootless else _forged(facts)
     if forged:
         return Recognised(note=forged)
     if v0:
@@ -311,7 +312,10 @@ def _foreign(facts: Facts, host: Host) -> str:
         outer = inside[0]
         name = f"container {outer.container_id[:12]}" if outer.container_id else "a container"
         return f"its shim runs inside {name}" + (f" of {outer.foreign}" if outer.foreign else "")
-    for kind, word in (("user", "user"), ("pid", "pid"), ("mnt", "mount")):
+    if host.differs(facts, "user"):
+        owner = next((f", that of uid {uid}: rootless" for uid in facts.uids if uid), "")
+        return f"its shim is in another user namespace than the host's{owner}"
+    for kind, word in (("pid", "pid"), ("mnt", "mount")):
         if host.differs(facts, kind):
             return f"its shim is in another {word} namespace than the host's"
     if len(facts.nspids) > 1:

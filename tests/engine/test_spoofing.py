@@ -80,6 +80,33 @@ def test_forged_shims_neither_die_nor_save_nor_accuse(v2_host: Host) -> None:
         stop(v2_host)
 
 
+def test_forged_shims_in_a_users_own_namespaces(v2_host: Host) -> None:
+    """Where he is root, as in a rootless engine: shown as another's, and nobody's fate changes by it."""
+    managed, orphan = (v2_host.sh(f"run2 {name}") for name in ("managed", "orphan"))
+    copy = "/home/mallory/containerd-shim-runc-v2"
+    v2_host.sh(f"mkdir -p /home/mallory; cp $(readlink -f /usr/bin/python3) {copy}; chown -R 1234 /home/mallory")
+    ids = {"managed": managed, "unknown": UNKNOWN, "orphan": orphan}
+    fakes = [
+        start(v2_host, f"fake-{name}", f"{USER} unshare --user --map-root-user {forged(container_id, copy)}")
+        for name, container_id in ids.items()
+    ]
+    try:
+        watch = Watch(v2_host)
+        v2_host.start_daemon(config())
+        v2_host.sh(f"leaked_shim {orphan}")
+        watch.wait(Topic.ENDED, orphan)
+        watch.waited(5)
+        assert lives(v2_host, *fakes)
+        assert {r["ORPHAND_CONTAINER_ID"] for r in watch.records(Topic.SUSPECTED)} == {orphan}
+        assert v2_host.sh(f"docker inspect -f '{{{{.State.Status}}}}' {managed}") == "running"
+        found = scan(v2_host)
+        assert sorted(f["verdict"] for f in found[managed]) == ["foreign", "managed"]
+        assert [f["verdict"] for f in (*found[UNKNOWN], *found[orphan])] == ["foreign", "foreign"]
+        assert "uid 1234: rootless" in found[UNKNOWN][0]["reason"]
+    finally:
+        stop(v2_host)
+
+
 def test_forged_shims_of_root_in_a_privileged_container(v2_host: Host) -> None:
     """In the host's pid and cgroup namespaces, moved to containerd's own cgroup: still in another mount namespace."""
     usr_image(v2_host)

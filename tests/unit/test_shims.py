@@ -148,6 +148,7 @@ def test_executable_of_another_owner_is_forged(node: FakeNode) -> None:
         ({"mnt": 7}, "mount namespace"),
         ({"pidns": 7}, "pid namespace"),
         ({"user": 7}, "user namespace"),
+        ({"user": 7, "uid": 1000, "exe_mode": 0o775}, "that of uid 1000: rootless"),
         ({"nspids": [50, 3]}, "pid namespace"),
         ({"cgroup": f"/docker/{B}"}, f"inside container {B[:12]}"),
         ({"cgroup": f"/docker/{B}/sub"}, f"inside container {B[:12]}"),

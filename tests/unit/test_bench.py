@@ -264,14 +264,14 @@ def test_a_dockerd_that_never_served_is_not_waited_for_for_ever(
     server: DockerServer, address: str, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as `dockerd --version` by hand in the moment of a look, or one whose socket another one has."""
-    monkeypatch.setattr(bench, "BRIEFLY", 0.2)
     odd = Engine(server.path, ProcessId(4711, 1), address, problem=problem)
     made = make(SETTINGS, server.engine(containerd=address), odd)
     assert heard(made, sighting(address))[0][-1].claim is Claim.UNAVAILABLE
     made._finder.engines.pop()  # type: ignore[attr-defined]
     said = heard(made, sighting(address))[0][-1]
     assert (said.claim, said.detail.endswith("and is gone: waiting for it")) == (Claim.UNAVAILABLE, True)
-    time.sleep(0.3)
+    clock = time.monotonic
+    monkeypatch.setattr(bench.time, "monotonic", lambda: clock() + bench.BRIEFLY)
     assert {t.claim for t in heard(made, sighting(address))[0]} == {Claim.UNKNOWN}
 
 

@@ -14,6 +14,7 @@ SHIM = "/usr/bin/containerd-shim-runc-v2"
 ADDRESS = "/run/containerd/containerd.sock"
 FAKE = "/opt/orphand/tests/engine/fake_shim.py"
 UNKNOWN = "e" * 64
+COPY = "/home/mallory/containerd-shim-runc-v2"  # a program of the user's own under a shim's name
 USER = "setpriv --reuid=1234 --regid=1234 --clear-groups"
 
 
@@ -49,28 +50,38 @@ def stop(host: Host) -> None:
     host.sh("systemctl kill -s KILL 'fake-*' || :; systemctl stop 'fake-*' || :; rm -rf /run/fake-* /home/mallory")
 
 
+def forge(host: Host, managed: str, orphan: str, ways: dict[str, tuple[str, str]]) -> list[int]:
+    """Fake shims with a managed, an unknown and an orphan's id, in each way (what runs it, executable): their pids."""
+    host.sh(f"mkdir -p /home/mallory; cp $(readlink -f /usr/bin/python3) {COPY}; chown -R 1234 /home/mallory")
+    ids = {"managed": managed, "unknown": UNKNOWN, "orphan": orphan}
+    return [
+        start(host, f"fake-{way}-{name}", f"{run} {forged(container_id, exe)}")
+        for name, container_id in ids.items()
+        for way, (run, exe) in ways.items()
+    ]
+
+
+def only_the_orphan_ends(host: Host, orphan: str, fakes: list[int]) -> None:
+    """Make it one: it is ended, nobody else is suspected, and the fakes live."""
+    watch = Watch(host)
+    host.start_daemon(config())
+    host.sh(f"leaked_shim {orphan}")
+    watch.wait(Topic.ENDED, orphan)
+    watch.waited(5)
+    assert lives(host, *fakes)
+    assert {r["ORPHAND_CONTAINER_ID"] for r in watch.records(Topic.SUSPECTED)} == {orphan}
+
+
 def test_forged_shims_neither_die_nor_save_nor_accuse(v2_host: Host) -> None:
     """A user's: another program, a copy of his own, and the real shim; with managed, unknown and orphaned ids."""
     managed, orphan = (v2_host.sh(f"run2 {name}") for name in ("managed", "orphan"))
-    copy = "/home/mallory/containerd-shim-runc-v2"
-    v2_host.sh(f"mkdir -p /home/mallory; cp $(readlink -f /usr/bin/python3) {copy}; chown -R 1234 /home/mallory")
-    ids = {"managed": managed, "unknown": UNKNOWN, "orphan": orphan}
-    fakes = [
-        start(v2_host, f"fake-{who}-{name}", f"{run} {forged(container_id, exe)}")
-        for name, container_id in ids.items()
-        for who, run, exe in (("user", USER, "/usr/bin/python3"), ("copy", USER, copy), ("root", "", copy))
-    ]
+    ways = {"user": (USER, "/usr/bin/python3"), "copy": (USER, COPY), "root": ("", COPY)}
+    fakes = forge(v2_host, managed, orphan, ways)
     v2_host.write("/home/mallory/real.py", REAL)
     real = start(v2_host, "fake-real", f"{USER} /usr/bin/python3 /home/mallory/real.py")
     v2_host.wait_for(lambda: v2_host.sh(f"readlink /proc/{real}/exe", check=False) == SHIM, 30, "a user's real shim")
     try:
-        watch = Watch(v2_host)
-        v2_host.start_daemon(config())
-        v2_host.sh(f"leaked_shim {orphan}")
-        watch.wait(Topic.ENDED, orphan)
-        watch.waited(5)
-        assert lives(v2_host, real, *fakes)
-        assert {r["ORPHAND_CONTAINER_ID"] for r in watch.records(Topic.SUSPECTED)} == {orphan}
+        only_the_orphan_ends(v2_host, orphan, [real, *fakes])
         assert v2_host.sh(f"docker inspect -f '{{{{.State.Status}}}}' {managed}") == "running"
         found = scan(v2_host)
         assert [f["verdict"] for f in found[managed]] == ["managed"]
@@ -83,21 +94,9 @@ def test_forged_shims_neither_die_nor_save_nor_accuse(v2_host: Host) -> None:
 def test_forged_shims_in_a_users_own_namespaces(v2_host: Host) -> None:
     """Where he is root, as in a rootless engine: shown as another's, and nobody's fate changes by it."""
     managed, orphan = (v2_host.sh(f"run2 {name}") for name in ("managed", "orphan"))
-    copy = "/home/mallory/containerd-shim-runc-v2"
-    v2_host.sh(f"mkdir -p /home/mallory; cp $(readlink -f /usr/bin/python3) {copy}; chown -R 1234 /home/mallory")
-    ids = {"managed": managed, "unknown": UNKNOWN, "orphan": orphan}
-    fakes = [
-        start(v2_host, f"fake-{name}", f"{USER} unshare --user --map-root-user {forged(container_id, copy)}")
-        for name, container_id in ids.items()
-    ]
+    fakes = forge(v2_host, managed, orphan, {"rootless": (f"{USER} unshare --user --map-root-user", COPY)})
     try:
-        watch = Watch(v2_host)
-        v2_host.start_daemon(config())
-        v2_host.sh(f"leaked_shim {orphan}")
-        watch.wait(Topic.ENDED, orphan)
-        watch.waited(5)
-        assert lives(v2_host, *fakes)
-        assert {r["ORPHAND_CONTAINER_ID"] for r in watch.records(Topic.SUSPECTED)} == {orphan}
+        only_the_orphan_ends(v2_host, orphan, fakes)
         assert v2_host.sh(f"docker inspect -f '{{{{.State.Status}}}}' {managed}") == "running"
         found = scan(v2_host)
         assert sorted(f["verdict"] for f in found[managed]) == ["foreign", "managed"]
@@ -124,13 +123,7 @@ def test_forged_shims_of_root_in_a_privileged_container(v2_host: Host) -> None:
         30,
         "the fakes",
     )
-    watch = Watch(v2_host)
-    v2_host.start_daemon(config())
-    v2_host.sh(f"leaked_shim {orphan}")
-    watch.wait(Topic.ENDED, orphan)
-    watch.waited(5)
-    assert lives(v2_host, *pids)
-    assert {r["ORPHAND_CONTAINER_ID"] for r in watch.records(Topic.SUSPECTED)} == {orphan}
+    only_the_orphan_ends(v2_host, orphan, pids)
     assert v2_host.sh("docker ps -q -f name=evil | wc -l") == "6"
     found = scan(v2_host)
     assert sorted(f["verdict"] for f in found[managed]) == ["foreign", "foreign", "managed"]

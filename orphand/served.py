@@ -51,7 +51,7 @@ class Served:
     bundles: tuple[str, ...] = ()  # the ids of the bundles that name its socket
     veto: str = ""
     below: frozenset[int] = frozenset()  # the shim's children
-    unread: bool = False  # not all of a living child could be read
+    unread: bool = False  # of a living child something could not be read
 
     @property
     def complete(self) -> bool:
@@ -147,8 +147,11 @@ def read_served(
     by_id, strangers, unread = _tie(proc, disk, host, shim, first, bundles, children)
     ids = dict.fromkeys((shim.container_id, *bundles, *by_id))
     members = tuple(_member(proc, disk, host, shim, i, by_id.get(i, ())) for i in ids)
-    veto = f"a child of its shim, process {strangers[0]}, belongs to no container that can be told" if strangers else ""
-    return Served(members, tuple(bundles), veto, frozenset(below), unread)
+    vetoes = [
+        *(f"a child of its shim, process {pid}, belongs to no container that can be told" for pid in strangers[:1]),
+        *(f"a child of its shim, process {pid}, could not be read" for pid in unread[:1]),
+    ]
+    return Served(members, tuple(bundles), "; ".join(vetoes), frozenset(below), bool(unread))
 
 
 def _tie(
@@ -159,14 +162,14 @@ def _tie(
     first: Sequence[int],
     bundles: Sequence[str],
     children: Children,
-) -> tuple[Mapping[str, Sequence[_Process]], Sequence[int], bool]:
-    """(id -> its processes right below the shim, pids that could be tied to no id, whether any could not be read).
+) -> tuple[Mapping[str, Sequence[_Process]], Sequence[int], Sequence[int]]:
+    """(id -> its processes right below the shim, pids that could be tied to no id, those that could not be read).
 
     `first`: the pids to begin with.
     """
     by_id: dict[str, list[_Process]] = {}
     strangers: list[int] = []
-    unread = False
+    unread: list[int] = []
     known = (shim.container_id, *bundles)
     shared = _cgroups_of(proc, host, shim.process.pid)
     waiting = [(pid, shim.process.pid) for pid in dict.fromkeys(first)]
@@ -177,11 +180,12 @@ def _tie(
         except Gone:
             continue
         except ProcError:
-            unread = True
+            unread.append(pid)
             continue
         if facts.stat.dead or facts.stat.ppid != parent:
             continue
-        unread = unread or bool(facts.unseen)
+        if facts.unseen:
+            unread.append(pid)
         told = _told_by_cgroup(disk, host, shim, facts, known, shared) or _told_by_record(
             disk, shim, facts, known, shared
         )

@@ -114,6 +114,10 @@ class Looker:
         fresh = self._seen_again(sighting)
         if fresh is None:
             self._distrust(sighting)
+            return None
+        keeper = self._keepers.get(sighting.shim.process.pid) if sighting.shim else None
+        if keeper and keeper.served and keeper.served.unread:  # whom this look has missed, it can't protect
+            return replace(fresh, veto=_joined(keeper.served.veto, fresh.veto))
         return fresh
 
     def _distrust(self, sighting: Sighting) -> None:
@@ -539,4 +543,4 @@ def _started(stray: Stray) -> int:
 
 
 def _joined(*reasons: str) -> str:
-    return "; ".join(filter(None, reasons))
+    return "; ".join(filter(None, dict.fromkeys(reasons)))

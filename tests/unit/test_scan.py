@@ -224,9 +224,10 @@ def test_what_lives_in_an_orphans_pid_namespace_is_a_veto_as_soon_as_it_can_be_r
     node.init(52, 50, B, pidns=900, nspids=[52, 9])
     eyes = scanner(node, B)
     unread_once(monkeypatch, 52)
-    eyes.look(full=True)
+    (case,) = eyes.look(full=True).cases
+    assert case.judgement.veto == "a child of its shim, process 52, could not be read"
     (case,) = (c for c in eyes.look().cases if c.sighting.container_id == A)
-    assert "pid namespace" in case.judgement.veto
+    assert case.judgement.veto == f"container {B[:12]} lives in its pid namespace and would die with it"
     again = eyes.again(case)
     assert again is not None
     assert "pid namespace" in again.judgement.veto

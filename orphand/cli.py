@@ -151,10 +151,8 @@ class Eyes:
 
         survey = self.scanner.look(full=True, everybody=True)
         cases = [replace(c, judgement=policy.exempted(c, self._settings.policy)) for c in survey.cases]
-        return replace(
-            survey,
-            cases=tuple(sorted(_with_daemons_word(cases, self._settings.scan.max_gap), key=lambda c: c.sighting.key)),
-        )
+        cases = _with_daemons_word(cases, self._settings.scan.max_gap)
+        return replace(survey, cases=tuple(sorted(cases, key=lambda c: c.sighting.key)))
 
     def close(self) -> None:
         """Close every connection."""

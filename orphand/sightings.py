@@ -111,7 +111,7 @@ class Looker:
 
         Then what is remembered of it is not to be trusted, and the next look reads it anew, too.
         """
-        fresh = self._seen_again(sighting)
+        fresh = self._reread(sighting)
         if fresh is None:
             self._distrust(sighting)
             return None
@@ -128,7 +128,7 @@ class Looker:
             if stray:
                 self._strays[process.pid] = replace(stray, unsure=True)
 
-    def _seen_again(self, sighting: Sighting) -> Optional[Sighting]:
+    def _reread(self, sighting: Sighting) -> Optional[Sighting]:
         seen_at = self._proc.now()
         self._directories = {}  # what was remembered of Docker's directories doesn't count here
         host = read_host(self._proc)
